@@ -1,0 +1,70 @@
+"""How fine bounds are: the one place that knows how a site's activations fall into units.
+
+A unit is what shares one bound: a neuron (one element of the site's shape), a channel, or the whole tensor. Every
+result broadcasts against one sample of the site by numpy's rules.
+"""
+
+from math import prod
+from typing import Literal, TypeAlias, get_args
+
+from torch import Tensor
+
+from unit_fast.errors import DataError, UnitFastError
+from unit_fast.sites import Site
+
+Granularity: TypeAlias = Literal["neuron", "channel", "tensor"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+
+def check_granularity(granularity: str) -> Granularity:
+    """``granularity`` as it is, or UnitFastError naming the ones there are."""
+    for known in GRANULARITIES:
+        if granularity == known:
+            return known
+    raise UnitFastError(f"granularity must be one of {', '.join(map(repr, GRANULARITIES))}; got {granularity!r}")
+
+
+def unit_shape(site: Site, granularity: Granularity) -> tuple[int, ...]:
+    """Shape of the site's bound: neuron ``site.shape``, channel the same with 1 off the channel axis, tensor ``()``."""
+    if granularity == "tensor":
+        return ()
+    if granularity == "neuron":
+        return tuple(site.shape)
+    channel = _channel_dim(site)
+    return tuple(size if dim == channel else 1 for dim, size in enumerate(site.shape))
+
+
+def unit_count(site: Site, granularity: Granularity) -> int:
+    """How many bounds the site has."""
+    return prod(unit_shape(site, granularity))
+
+
+def to_units(activation: Tensor, site: Site, granularity: Granularity) -> Tensor:
+    """Bring activations into rows of observations: (N, *site.shape) to (observations, units).
+
+    neuron: (N, elements), statistics run over the batch only; channel: (N · positions, C), over batch and
+    positions; tensor: (N · elements, 1), over everything.
+
+    Raises:
+        DataError: the activation has not the site's shape (images of another size).
+    """
+    if tuple(activation.shape[1:]) != tuple(site.shape):
+        raise DataError(
+            f"site {site.name}: expected activations of shape (N, {', '.join(map(str, site.shape))}), got "
+            f"{tuple(activation.shape)}; give samples of the size the model was captured with"
+        )
+    if granularity == "tensor":
+        return activation.reshape(-1, 1)
+    if granularity == "neuron":
+        return activation.flatten(1)
+    return activation.movedim(_channel_dim(site) + 1, -1).flatten(0, -2)
+
+
+def from_units(values: Tensor, site: Site, granularity: Granularity) -> Tensor:
+    """Shape one value a unit, (units,), as the site's bound: the inverse of :func:`to_units` for one observation."""
+    return values.reshape(unit_shape(site, granularity))
+
+
+def _channel_dim(site: Site) -> int:
+    # channel_axis counts in the batched tensor (1 or -1), site.shape has no batch.
+    return site.channel_axis - 1 if site.channel_axis > 0 else site.channel_axis + len(site.shape)
