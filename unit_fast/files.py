@@ -36,7 +36,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
         raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; create the folder {target.parent} or choose another place"
+            f"cannot write {target}: {error.strerror or error}; "
+            f"create the folder {target.parent} or choose another place"
         ) from error
     os.close(handle)
     temporary = Path(name)

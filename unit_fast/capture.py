@@ -1,0 +1,258 @@
+"""nn.Module -> plain graph: functional, any batch size, without dropout, BatchNorm folded.
+
+The graph holds ATen operators only (``conv2d``, ``linear``, ``relu``, ``add``, …), called as the model is called.
+Everything else in unit_fast (sites, calibration, fusion, export) works on it, never on the user's module.
+"""
+
+import inspect
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from unit_fast.errors import CaptureError
+from unit_fast.fingerprint import fingerprint
+from unit_fast.fusion.fold_batch_norm import fold_batch_norm
+from unit_fast.fusion.relax_views import relax_views
+from unit_fast.fusion.remove_identities import remove_identities
+from unit_fast.fusion.rewrite import tidy
+
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+def capture(model: nn.Module | torch.export.ExportedProgram, example_input: Example) -> fx.GraphModule:
+    """Capture ``model`` in evaluation mode as a plain graph.
+
+    Args:
+        model: the network, left exactly as it is, or a program exported from one in evaluation mode.
+        example_input: what the model is called with: a tensor, a tuple of positional arguments, or a dict of keyword
+            arguments. Its first tensor's first dimension is the batch, dynamic in the graph, for every tensor that
+            shares it; one sample is enough. Not looked at when ``model`` is an exported program.
+
+    Returns:
+        A module called as the model is. It shares the model's weights, but for those that took up a BatchNorm.
+        ``meta["fingerprint"]`` identifies the model for :class:`unit_fast.Bounds`.
+
+    Raises:
+        CaptureError: the model cannot be run on the example, or holds what has no plain graph: control flow that
+            depends on the data, a fixed batch size, a buffer that changes while it runs. Names operator and place.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        program = model
+    elif isinstance(model, nn.Module):
+        args, kwargs = call_arguments(example_input)
+        program = _export(model, *_at_least_two_samples(args, kwargs))
+    else:
+        raise CaptureError(
+            f"model is a {type(model).__name__}; expected a torch.nn.Module or a torch.export.ExportedProgram"
+        )
+    with torch.no_grad(), _without_pytree_warnings():
+        program = program.run_decompositions({})
+        check_guards = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
+        captured = _detached(program.module(**check_guards))
+        _reject_unsupported(captured)
+        captured.meta["fingerprint"] = fingerprint(captured)
+        relax_views(captured)
+        remove_identities(captured)
+        fold_batch_norm(captured)
+        tidy(captured)
+    return captured
+
+
+def call_arguments(example_input: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments that ``example_input`` stands for."""
+    if isinstance(example_input, Tensor):
+        return (example_input,), {}
+    if isinstance(example_input, tuple | list):
+        return tuple(example_input), {}
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    raise CaptureError(
+        f"example_input is a {type(example_input).__name__}; expected a tensor, a tuple of positional arguments, "
+        "or a dict of keyword arguments"
+    )
+
+
+def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The batch size of a call: the first dimension of its first tensor that has one."""
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.ndim > 0:
+            return leaf.shape[0]
+    raise CaptureError("example_input holds no tensor with a batch dimension; pass at least one, of shape (N, ...)")
+
+
+def _at_least_two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    # torch.export takes a dimension of size 0 or 1 in the example for a constant.
+    size = batch_size(args, kwargs)
+    if size == 0:
+        raise CaptureError("example_input holds no sample: its batch dimension is 0; pass at least one")
+    if size > 1:
+        return args, kwargs
+
+    def double(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == 1 else leaf
+
+    doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(double, (args, kwargs))
+    return doubled
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    size = batch_size(args, kwargs)
+
+    def dynamic(leaf: Any) -> dict[int, Any] | None:
+        batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
+        return {0: torch.export.Dim.DYNAMIC} if batched else None
+
+    shapes: Any = pytree.tree_map(dynamic, (args, kwargs))
+    with _evaluation_mode(model), torch.no_grad(), _without_pytree_warnings():
+        try:
+            model(*args, **kwargs)
+        except Exception as error:
+            raise CaptureError(
+                f"the model does not run on example_input: {_place(model, error)}{_first_line(error)}; "
+                "check the input's shape, dtype and device"
+            ) from error
+        try:
+            program = torch.export.export(
+                model,
+                args,
+                kwargs or None,
+                dynamic_shapes=_by_parameter(model, shapes, args, kwargs),
+            )
+        except Exception as error:
+            if "Constraints violated" in str(error):
+                raise _fixed_batch_error("example_input", size) from error
+            raise CaptureError(
+                f"the model has no plain graph: {_place(model, error)}{_first_line(error)}; "
+                "rewrite that operation so that it depends on shapes only, or pass a torch.export program"
+            ) from error
+    _require_dynamic_batch(program)
+    return program
+
+
+def _by_parameter(model: nn.Module, shapes: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    positional, named = shapes
+    if not kwargs:
+        return positional
+    names = list(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    return dict(zip(names, positional, strict=False)) | named
+
+
+def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs and isinstance(value, Tensor):
+            if value.ndim > 0 and isinstance(value.shape[0], int):
+                raise _fixed_batch_error(node.name, value.shape[0])
+            return
+
+
+def _fixed_batch_error(name: str, size: int) -> CaptureError:
+    return CaptureError(
+        f"the model fixes the batch size of {name} to {size}, perhaps by a reshape that names it; let it follow the "
+        "input (x.shape[0] or flatten(1)) so that any batch can be served"
+    )
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+@contextmanager
+def _without_pytree_warnings() -> Iterator[None]:
+    # torch 2.13 copies its own tree specs in a way that it warns about.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
+        yield
+
+
+def _detached(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph over tensors that share the model's storage and ask for no gradient."""
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            module.graph.erase_node(node)
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    attributes: dict[str, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = tensors.get(node.target)
+            if value is None:
+                value = _attribute(module, node.target)
+            if isinstance(value, Tensor):
+                detached = value.detach()
+                value = nn.Parameter(detached, requires_grad=False) if isinstance(value, nn.Parameter) else detached
+            attributes[node.target] = value
+    detached_module = fx.GraphModule(attributes, module.graph, class_name="PlainGraph")
+    detached_module.eval()
+    return detached_module
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _reject_unsupported(captured: fx.GraphModule) -> None:
+    for node in captured.graph.nodes:
+        if node.op == "placeholder" or node.op == "get_attr" or node.op == "output":
+            continue
+        place = f" in {module_path(node) or 'the model itself'}"
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"the operator {node.target}{place} holds a graph of its own, which cannot be sanitised; "
+                "replace the branch or loop by plain tensor operations"
+            )
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            buffer = node.args[0]
+            raise CaptureError(
+                f"the operator {node.target}{place} changes {getattr(buffer, 'target', buffer)} while the model runs; "
+                "a model that keeps state between calls has no plain graph: move that out of forward()"
+            )
+        if node.target is torch.ops.aten._native_batch_norm_legit.default or (
+            node.target in (torch.ops.aten.dropout.default, torch.ops.aten.native_dropout.default)
+            and node.args[-1] is True
+        ):
+            raise CaptureError(
+                f"the operator {node.target}{place} is in training mode; call model.eval() before torch.export"
+            )
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that ``node`` was traced in; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    return re.sub(r"@\d+", "", path)
+
+
+def _place(model: nn.Module, error: BaseException) -> str:
+    """Innermost module of ``model`` on the error's traceback, with its file's line of code."""
+    paths = {module: path for path, module in model.named_modules()}
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = next(iter(frame.f_locals.values()), None)  # self, whatever the method calls it
+        if isinstance(module, nn.Module) and module in paths and "call" not in frame.f_code.co_name:
+            code = traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name).line
+            found = f"in {paths[module] or 'the model itself'} ({type(module).__name__}), at `{code}`: "
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Graph passes, one a file: each takes a graph, changes it in place, and says how often it did."""
