@@ -14,6 +14,7 @@ from unit_fast.calibration.granularity import Granularity
 from unit_fast.calibration.inputs import call_model
 from unit_fast.calibration.progress import Progress, silent
 from unit_fast.calibration.samples import SampleStore
+from unit_fast.errors import DataError
 from unit_fast.sites import Site, expose_sites
 
 
@@ -57,10 +58,16 @@ class CalibrationContext:
 
     @torch.no_grad()
     def activations(self, indices: Tensor) -> Iterator[dict[str, Tensor]]:
-        """The activations at the sites, one dict {site name: (N, *site.shape)} a mini-batch of ``indices``."""
+        """The activations at the sites, one dict {site name: (N, *site.shape)} a mini-batch of ``indices``.
+
+        Raises:
+            DataError: an activation is NaN or infinite; names the site, how many and the sample.
+        """
         exposed = expose_sites(self.graph, self.sites)
-        for batch in self.samples.batches(indices, self.batch_size):
-            _, activations = call_model(exposed, batch.x)
+        for start in range(0, len(indices), self.batch_size):
+            rows = indices[start : start + self.batch_size]
+            _, activations = call_model(exposed, self.samples.read(rows).x)
+            self._check_finite(activations, rows)
             yield activations
 
     @torch.no_grad()
@@ -70,6 +77,19 @@ class CalibrationContext:
         for batch in self.samples.batches(indices, self.batch_size):
             correct += (self.logits(call_model(model, batch.x)).argmax(1) == batch.y).sum()
         return float(correct) / len(indices)
+
+    def _check_finite(self, activations: dict[str, Tensor], rows: Tensor) -> None:
+        # Finite sums have finite terms only; one transfer from the device for all sites.
+        sums = torch.stack([activation.sum(dtype=torch.float32) for activation in activations.values()])
+        for name, suspect in zip(activations, (~sums.isfinite()).tolist(), strict=True):
+            bad = ~activations[name].isfinite().flatten(1) if suspect else None
+            if bad is not None and bool(bad.any()):
+                sample = int(rows[int(bad.any(1).nonzero()[0])])
+                raise DataError(
+                    f"site {name}: {int(bad.sum())} of {bad.numel()} activations of a mini-batch are NaN or infinite, "
+                    f"the first at {self.samples.where(sample)}; the inputs are finite, so look at the model's weights "
+                    "and dtype"
+                )
 
 
 class Method(ABC):
