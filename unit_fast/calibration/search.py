@@ -1,0 +1,186 @@
+"""Run a search for bounds step by step: progress, Ctrl-C, checkpoint and resume, whatever the recipe."""
+
+import hashlib
+import json
+import logging
+import pickle
+import signal
+import threading
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unit_fast.calibration.context import CalibrationContext
+from unit_fast.calibration.progress import ProgressStep, StepClock
+from unit_fast.errors import DataError, ToleranceError, UnitFastWarning
+from unit_fast.files import atomic_write
+
+_logger = logging.getLogger(__name__)
+
+# A checkpoint costs a few milliseconds a million bounds; losing half a minute of work is what a user forgives.
+_CHECKPOINT_SECONDS = 30.0
+
+
+class InterruptedWarning(UnitFastWarning):
+    """A calibration was stopped early and returned the best bounds so far."""
+
+
+class Search(ABC):
+    """One run of a recipe, a step at a time.
+
+    Attributes:
+        total: steps at most.
+        done: steps taken.
+        best: the tightest bounds so far that are within the tolerance, None while there are none.
+        validation_accuracy: of the last step's bounds, in [0, 1]; None before the first.
+    """
+
+    total: int
+    done: int = 0
+    best: dict[str, Tensor] | None = None
+    validation_accuracy: float | None = None
+
+    @abstractmethod
+    def step(self) -> None:
+        """Take one step and judge its bounds."""
+
+    @abstractmethod
+    def tightness(self) -> float:
+        """How far the bounds came down: 1 − (mean bound now / mean bound at the start)."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values from which :meth:`restore` goes on exactly."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether another step would be of no use."""
+        return self.done >= self.total
+
+    @abstractmethod
+    def failure(self) -> str:
+        """What to say when the search ended without bounds within the tolerance."""
+
+
+def run(search: Search, context: CalibrationContext, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """Step until finished and return the best bounds.
+
+    On Ctrl-C the best so far is returned with an :class:`InterruptedWarning`; without any, KeyboardInterrupt goes on.
+    With ``context.checkpoint`` the state is saved on the way and on Ctrl-C, and a file that is there is resumed from;
+    it is removed at the end.
+
+    Raises:
+        ToleranceError: no step was within the tolerance.
+        DataError: the checkpoint is of another run, or damaged.
+    """
+    path = context.checkpoint
+    identity = _identity(context, settings)
+    if path is not None and path.exists():
+        _resume(path, identity, search, context.device)
+        _logger.info("resuming at step %d of %d from %s", search.done, search.total, path)
+    clock = StepClock(search.total, search.done)
+    saved = time.monotonic()
+    try:
+        with _interrupts_between_steps() as deliver_interrupt:
+            while not search.finished:
+                search.step()
+                search.done += 1
+                _report(search, clock, context)
+                if path is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                    _write(path, identity, search)
+                    saved = time.monotonic()
+                deliver_interrupt()
+    except KeyboardInterrupt:
+        if path is not None:
+            _write(path, identity, search)
+        if search.best is None:
+            raise
+        context.notes["interrupted_at_step"] = search.done
+        resume = "" if path is None else f"; resume from {path} to go on"
+        warnings.warn(
+            f"interrupted at step {search.done} of {search.total}: these are the tightest bounds so far{resume}",
+            InterruptedWarning,
+            stacklevel=2,
+        )
+        return search.best
+    if search.best is None:
+        raise ToleranceError(search.failure())
+    if path is not None:
+        path.unlink(missing_ok=True)
+    context.notes["steps"] = search.done
+    return search.best
+
+
+def _report(search: Search, clock: StepClock, context: CalibrationContext) -> None:
+    context.progress(
+        ProgressStep(
+            step=search.done,
+            total=search.total,
+            validation_accuracy=search.validation_accuracy,
+            tightness=search.tightness(),
+            seconds_left=clock.seconds_left(search.done),
+        )
+    )
+
+
+def _identity(context: CalibrationContext, settings: dict[str, Any]) -> str:
+    parts = {
+        "model": context.graph.meta["fingerprint"].sha256,
+        "sites": [site.name for site in context.sites],
+        "granularity": context.granularity,
+        "seed": context.seed,
+        "settings": settings,
+        "fit": context.fit_indices.tolist(),
+        "validation": context.validation_indices.tolist(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, identity: str, search: Search) -> None:
+    content = {"identity": identity, "done": search.done, "best": search.best, "state": search.state()}
+    atomic_write(path, lambda temporary: torch.save(content, temporary))
+
+
+def _resume(path: Path, identity: str, search: Search, device: torch.device) -> None:
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        same = content["identity"] == identity
+    except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path} is no checkpoint of a calibration, or is damaged; delete it to start over") from error
+    if not same:
+        raise DataError(
+            f"{path} is a checkpoint of another calibration: model, data, settings or seed differ; "
+            "delete it or name another file"
+        )
+    search.restore(content["state"])
+    search.done, search.best = content["done"], content["best"]
+
+
+@contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the yielded function is called, so that no step is left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    pending: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
+
+    def deliver() -> None:
+        if pending:
+            raise KeyboardInterrupt
+
+    try:
+        yield deliver
+    finally:
+        signal.signal(signal.SIGINT, previous)
