@@ -4,56 +4,37 @@
 a graph operator needs: autograd, fake tensors and every device come from the eager reference; ``torch.export`` keeps
 the call whole; ``torch.compile`` sees through it, so that Inductor fuses the clamp into the loop around it. In eager
 mode the dispatch costs 0.4 µs and the checks 3 µs (a ``torch.library.custom_op`` alone 11 µs; x86, torch 2.13).
+
+``epilogue``, ``linear`` and ``conv2d`` are opaque to torch.compile: a kernel must be chosen by the real shape of each
+call, not by the first one traced (pytorch#164124). They are made for inference. Where a gradient is wanted they run the
+eager reference, which is differentiable to any order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unit_fast.kernels.reference import clamp_bound_ref
+from unit_fast.kernels.checks import check_conv2d, check_epilogue, check_linear, check_per_sample
+from unit_fast.kernels.reference import clamp_bound_ref, conv2d_ref, epilogue_ref, linear_ref, memory_format_of
 
-__all__ = ["clamp_bound"]
+__all__ = ["clamp_bound", "conv2d", "epilogue", "linear"]
 
 # The registrations live as long as this object. torch.library has no annotations.
 _LIBRARY: Any = torch.library.Library("unit_fast", "DEF")  # type: ignore[no-untyped-call]
-_TAGS = (torch.Tag.pointwise, torch.Tag.pt2_compliant_tag)
-_LIBRARY.define("clamp_bound(Tensor x, Tensor bound) -> Tensor", tags=_TAGS)
-
-
-def _check_bound(op: str, x: Tensor, bound: Tensor) -> None:
-    """Raise unless ``bound`` is a floating tensor on ``x``'s device that broadcasts to one sample of ``x``."""
-    if not (x.is_floating_point() and bound.is_floating_point()):
-        raise TypeError(
-            f"unit_fast::{op}: x and bound must be floating-point tensors, got {x.dtype} and {bound.dtype}; "
-            "convert them first, or clamp integers with torch.minimum"
-        )
-    if x.device != bound.device:
-        raise ValueError(
-            f"unit_fast::{op}: x is on {x.device} and bound on {bound.device}; move the bound with bound.to(x.device)"
-        )
-    sample = x.shape[1:]
-    if x.dim() > 0 and bound.shape == sample:
-        return
-    if (
-        x.dim() == 0
-        or bound.dim() > len(sample)
-        or any(b != s and b != 1 for b, s in zip(reversed(bound.shape), reversed(sample), strict=False))
-    ):
-        raise ValueError(
-            f"unit_fast::{op}: a bound of shape {tuple(bound.shape)} does not broadcast to one sample of x, whose "
-            f"shape is {tuple(sample)} (x is {tuple(x.shape)}, batch first); expected () for a bound per tensor, "
-            "(C, 1, 1) or (C,) per channel, or the sample's own shape per neuron"
-        )
 
 
 def _clamp_bound(x: Tensor, bound: Tensor) -> Tensor:
-    _check_bound("clamp_bound", x, bound)
+    check_per_sample("clamp_bound", "bound", bound, x, x.shape)
     return clamp_bound_ref(x, bound)
 
 
+_LIBRARY.define(
+    "clamp_bound(Tensor x, Tensor bound) -> Tensor", tags=(torch.Tag.pointwise, torch.Tag.pt2_compliant_tag)
+)
 _LIBRARY.impl("clamp_bound", _clamp_bound, "CompositeImplicitAutograd")
 
 
@@ -73,4 +54,157 @@ def clamp_bound(
         ValueError: ``bound`` does not broadcast to one sample without enlarging it, or lies on another device.
     """
     result: Tensor = torch.ops.unit_fast.clamp_bound.default(x, bound)
+    return result
+
+
+_TAIL = 'str act="identity", float[] act_args=[]) -> Tensor'
+_CONV = "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, "
+_OPERANDS = "Tensor? bias=None, Tensor? residual=None, Tensor? bound=None, "
+_LIBRARY.define("epilogue(Tensor x, Tensor? scale=None, " + _OPERANDS + _TAIL, tags=torch.Tag.pt2_compliant_tag)
+_LIBRARY.define("linear(Tensor x, Tensor weight, " + _OPERANDS + _TAIL, tags=torch.Tag.pt2_compliant_tag)
+_LIBRARY.define("conv2d(Tensor x, Tensor weight, " + _OPERANDS + _CONV + _TAIL, tags=torch.Tag.pt2_compliant_tag)
+
+
+# The dispatcher passes the arguments of a schema in its order, and leaves out trailing ones that have their defaults.
+def _epilogue(*args: Any) -> Tensor:
+    check_epilogue(*args)
+    return epilogue_ref(*args)
+
+
+def _linear(*args: Any) -> Tensor:
+    check_linear(*args)
+    return linear_ref(*args)
+
+
+def _conv2d(*args: Any) -> Tensor:
+    check_conv2d(*args)
+    return conv2d_ref(*args)
+
+
+def _epilogue_fake(x: Tensor, *args: Any) -> Tensor:
+    check_epilogue(x, *args)
+    return torch.empty_like(x, memory_format=memory_format_of(x))
+
+
+def _linear_fake(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(check_linear(x, *args))
+
+
+def _conv2d_fake(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    shape = check_conv2d(x, weight, *args)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x, weight))
+
+
+def _differentiable(op: Any, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The Autograd kernel of ``op``: ``reference`` where a gradient is wanted, else whatever the device registered."""
+
+    def kernel(*args: Any) -> Tensor:
+        if torch.is_grad_enabled() and any(a.requires_grad for a in args if isinstance(a, Tensor)):
+            return reference(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = op(*args)
+        return result
+
+    return kernel
+
+
+def _autocast(op: Any, device_type: str) -> Callable[..., Tensor]:
+    """The autocast kernel of ``op``: x, weight and residual take autocast's dtype, as torch's conv2d and linear do."""
+
+    def kernel(x: Tensor, weight: Tensor, bias: Any = None, residual: Any = None, *args: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        if residual is not None:
+            residual = residual.to(dtype)
+        with torch.autocast(device_type, enabled=False):
+            result: Tensor = op(x.to(dtype), weight.to(dtype), bias, residual, *args)
+        return result
+
+    return kernel
+
+
+def _register(name: str, reference: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    op = getattr(torch.ops.unit_fast, name).default
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _differentiable(op, reference), "Autograd")
+    _LIBRARY.impl(name, fake, "Meta")
+    if name != "epilogue":  # elementwise: it keeps the dtype it is given
+        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            _LIBRARY.impl(name, _autocast(op, device_type), key)
+
+
+_register("epilogue", _epilogue, _epilogue_fake)
+_register("linear", _linear, _linear_fake)
+_register("conv2d", _conv2d, _conv2d_fake)
+
+
+def epilogue(
+    x: Tensor,  # (N, *S), floating
+    scale: Tensor | None = None,  # broadcasts to (*S), as the bound of clamp_bound does
+    bias: Tensor | None = None,  # broadcasts to (*S)
+    residual: Tensor | None = None,  # (N, *S), x.dtype
+    bound: Tensor | None = None,  # broadcasts to (*S)
+    act: str = "identity",
+    act_args: Sequence[float] = (),
+) -> Tensor:  # (N, *S), x.dtype
+    """``min(act(x·scale + bias + residual), bound)`` in one pass over memory, rounded to ``x.dtype`` once.
+
+    ``act`` is one of ``reference.ACTIVATION_DEFAULTS``; ``act_args`` are its arguments in torch's order (hardtanh: min
+    and max; leaky_relu: the slope; elu: alpha), or empty for torch's defaults. scale and bias may have any floating
+    dtype; half-precision x is computed in float32. NaN stays NaN. A channels_last x gives a channels_last result.
+
+    Raises:
+        TypeError: an operand is not of a floating-point dtype, or the residual not of ``x``'s.
+        ValueError: shapes or devices do not fit, or ``act`` or ``act_args`` is unknown.
+    """
+    result: Tensor = torch.ops.unit_fast.epilogue.default(x, scale, bias, residual, bound, act, list(act_args))
+    return result
+
+
+def linear(
+    x: Tensor,  # (B, ..., K)
+    weight: Tensor,  # (N, K), x.dtype
+    bias: Tensor | None = None,  # (N,)
+    residual: Tensor | None = None,  # (B, ..., N), x.dtype
+    bound: Tensor | None = None,  # broadcasts to (..., N), one sample
+    act: str = "identity",
+    act_args: Sequence[float] = (),
+) -> Tensor:  # (B, ..., N), x.dtype, contiguous
+    """``epilogue(x @ weightᵀ, bias, residual, act, bound)`` on the float32 accumulator; see ``epilogue``.
+
+    Under autocast x, weight and residual are cast as torch.nn.functional.linear casts them.
+
+    Raises:
+        TypeError: dtypes are not floating, or differ between x, weight and residual.
+        ValueError: shapes or devices do not fit, or ``act`` or ``act_args`` is unknown.
+    """
+    result: Tensor = torch.ops.unit_fast.linear.default(x, weight, bias, residual, bound, act, list(act_args))
+    return result
+
+
+def conv2d(
+    x: Tensor,  # (B, C, H, W)
+    weight: Tensor,  # (N, C / groups, R, S), x.dtype
+    bias: Tensor | None = None,  # (N,)
+    residual: Tensor | None = None,  # (B, N, P, Q), x.dtype
+    bound: Tensor | None = None,  # broadcasts to (N, P, Q)
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    act: str = "identity",
+    act_args: Sequence[float] = (),
+) -> Tensor:  # (B, N, P, Q), x.dtype
+    """``epilogue(conv2d(x, weight), bias, residual, act, bound)`` on the float32 accumulator; see ``epilogue``.
+
+    The kernels work on NHWC memory: give x and weight as ``torch.channels_last`` and the bound of shape (N, P, Q) with
+    its memory in P, Q, N order (``layout.pack_bound``), and nothing is copied. The result is channels_last when x or
+    weight is. Under autocast x, weight and residual are cast as torch.nn.functional.conv2d casts them.
+
+    Raises:
+        TypeError: dtypes are not floating, or differ between x, weight and residual.
+        ValueError: shapes, settings or devices do not fit, or ``act`` or ``act_args`` is unknown.
+    """
+    result: Tensor = torch.ops.unit_fast.conv2d.default(
+        x, weight, bias, residual, bound, stride, padding, dilation, groups, act, list(act_args)
+    )
     return result

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from unit_fast.kernels.ops import clamp_bound
+from unit_fast.kernels.ops import clamp_bound, conv2d, epilogue, linear
 
 OP = torch.ops.unit_fast.clamp_bound.default
 INF, NAN = math.inf, math.nan
@@ -145,7 +147,7 @@ def test_autocast_leaves_the_dtype_of_x():
         pytest.param(torch.zeros(2, 3), torch.zeros(2, 3), ValueError, "one sample", id="has_the_batch"),
         pytest.param(torch.zeros(2, 1), torch.zeros(5), ValueError, "one sample", id="would_enlarge_x"),
         pytest.param(torch.zeros(2, 4, 5, 5), torch.zeros(4), ValueError, r"\(C, 1, 1\)", id="channels_misplaced"),
-        pytest.param(torch.zeros(()), torch.zeros(()), ValueError, "batch first", id="no_batch_dimension"),
+        pytest.param(torch.zeros(()), torch.zeros(()), ValueError, "samples first", id="no_batch_dimension"),
         pytest.param(torch.zeros(2, 3).int(), torch.zeros(3), TypeError, "torch.int32", id="integer_x"),
         pytest.param(torch.zeros(2, 3), torch.zeros(3).long(), TypeError, "torch.int64", id="integer_bound"),
         pytest.param(torch.zeros(2, 3), torch.zeros(3, device="meta"), ValueError, "meta", id="other_device"),
@@ -229,3 +231,113 @@ def test_compile_differentiates():
     expected = torch.autograd.grad(clamp_bound(x, bound).square().sum(), (x, bound))
     compiled = torch.compile(clamp_bound, fullgraph=True)
     torch.testing.assert_close(torch.autograd.grad(compiled(x, bound).square().sum(), (x, bound)), expected)
+
+
+# epilogue, linear, conv2d: the operator machinery; their values are test_reference's and test_checks' business
+
+
+def _conv_arguments(requires_grad: bool = False) -> tuple[object, ...]:
+    torch.manual_seed(0)
+    tensors = [torch.randn(s) for s in ((2, 4, 5, 5), (6, 4, 3, 3), (6,), (2, 6, 3, 3), (6, 3, 3))]
+    tensors[0] = tensors[0].to(memory_format=torch.channels_last)
+    return (*(t.requires_grad_(requires_grad) for t in tensors), [2, 2], [1, 1], [1, 1], 1, "elu", [0.5])
+
+
+def _linear_arguments(requires_grad: bool = False) -> tuple[object, ...]:
+    torch.manual_seed(0)
+    tensors = [torch.randn(s).requires_grad_(requires_grad) for s in ((2, 3, 4), (6, 4), (6,), (2, 3, 6), (1, 6))]
+    return (*tensors, "gelu", [])
+
+
+def _epilogue_arguments(requires_grad: bool = False) -> tuple[object, ...]:
+    torch.manual_seed(0)
+    shapes = ((2, 4, 5, 5), (4, 1, 1), (4, 1, 1), (2, 4, 5, 5), (4, 5, 5))
+    return (*(torch.randn(s).requires_grad_(requires_grad) for s in shapes), "leaky_relu", [0.2])
+
+
+FAMILY = {"epilogue": _epilogue_arguments, "linear": _linear_arguments, "conv2d": _conv_arguments}
+each_op = pytest.mark.parametrize("name", FAMILY)
+
+
+@each_op
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
+def test_family_opcheck(name, requires_grad):
+    torch.library.opcheck(getattr(torch.ops.unit_fast, name).default, FAMILY[name](requires_grad))
+
+
+@each_op
+def test_family_gradients_against_finite_differences(name):
+    def double(a: object) -> object:
+        return a.detach().double().requires_grad_() if isinstance(a, Tensor) else a
+
+    arguments = tuple(double(a) for a in FAMILY[name]())
+    assert torch.autograd.gradcheck(getattr(torch.ops.unit_fast, name).default, arguments)
+
+
+@each_op
+def test_family_compiles_without_a_graph_break_and_exports_whole(name):
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rest = [a.detach() if isinstance(a, Tensor) else a for a in FAMILY[name]()[1:]]
+            self.rest[0] = nn.Parameter(self.rest[0])
+            self.parameter = self.rest[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return getattr(torch.ops.unit_fast, name).default(x + 1, *self.rest) * 2
+
+    model, x = Model(), FAMILY[name]()[0]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True)(x)
+        torch.testing.assert_close(compiled, model(x))
+        assert compiled.stride() == model(x).stride()
+    program = torch.export.export(model, (x,)).run_decompositions({})
+    assert _targets(program).count(getattr(torch.ops.unit_fast, name).default) == 1
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_family_autocast_casts_as_torch_does(name):
+    x, weight, bias, residual, *rest = FAMILY[name]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = getattr(torch.ops.unit_fast, name).default(x, weight, bias, residual, *rest)
+    low = (x.bfloat16(), weight.bfloat16(), bias, residual.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, getattr(torch.ops.unit_fast, name).default(*low, *rest))
+
+
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("w_format", [torch.contiguous_format, torch.channels_last], ids=["oihw", "ohwi"])
+def test_conv2d_layout_follows_its_operands(x_format, w_format):
+    x, w = torch.randn(2, 4, 5, 5).to(memory_format=x_format), torch.randn(6, 4, 3, 3).to(memory_format=w_format)
+    y = conv2d(x, w, bound=torch.rand(6, 3, 3))
+    expect_nhwc = torch.channels_last in (x_format, w_format)
+    assert y.is_contiguous(memory_format=torch.channels_last if expect_nhwc else torch.contiguous_format)
+    assert y.stride() == conv2d(x.to("meta"), w.to("meta")).stride()
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments", "shape"),
+    [
+        pytest.param(epilogue, (torch.zeros(0, 4),), (0, 4), id="epilogue"),
+        pytest.param(linear, (torch.zeros(0, 4), torch.zeros(3, 4), torch.zeros(3)), (0, 3), id="linear"),
+        pytest.param(conv2d, (torch.zeros(0, 4, 5, 5), torch.zeros(3, 4, 3, 3)), (0, 3, 3, 3), id="conv2d"),
+    ],
+)
+def test_family_takes_an_empty_batch(op, arguments, shape):
+    assert op(*arguments).shape == shape
+
+
+def test_family_is_safe_in_several_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    arguments = FAMILY["conv2d"]()
+    op = torch.ops.unit_fast.conv2d.default
+    expected = op(*arguments)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(y, expected) for y in pool.map(lambda _: op(*arguments), range(40)))
+
+
+def test_importing_the_ops_does_not_import_triton():
+    code = "import sys, unit_fast.kernels.ops; assert not any(m.split('.')[0] == 'triton' for m in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
