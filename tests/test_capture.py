@@ -1,0 +1,196 @@
+"""capture(): the plain graph computes what the module computes, for whatever modules do."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unit_fast as uf
+from tests.networks import PlainVGG, SmallResNet, randomised
+from unit_fast.capture import capture
+
+aten = torch.ops.aten
+
+
+def images(count: int, size: int = 8) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def targets(graph) -> list:
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("network", [SmallResNet, PlainVGG])
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_equals_the_module_at_any_batch_size(network, batch):
+    model = randomised(network())
+    captured = capture(model, images(3))
+    torch.testing.assert_close(captured(images(batch)), model(images(batch)), rtol=1e-5, atol=1e-5)
+
+
+def test_one_sample_is_enough_of_an_example():
+    model = randomised(SmallResNet())
+    torch.testing.assert_close(capture(model, images(1))(images(5)), model(images(5)), rtol=1e-5, atol=1e-5)
+
+
+def test_graph_is_functional_without_batch_norm_or_dropout():
+    found = targets(capture(randomised(SmallResNet()), images(2)))
+    assert not [target for target in found if target._schema.is_mutable]
+    assert not [target for target in found if "norm" in str(target) or "dropout" in str(target)]
+    assert found.count(aten.conv2d.default) == 5
+    assert found.count(aten.relu.default) == 5
+
+
+def test_the_model_stays_as_it_is():
+    model = SmallResNet().train()
+    model.dropout.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    captured = capture(model, images(2))
+    assert model.training
+    assert not model.dropout.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in captured.parameters())
+
+
+def test_a_model_in_training_mode_is_captured_in_evaluation_mode():
+    model = randomised(SmallResNet())
+    expected = model(images(4))
+    torch.testing.assert_close(capture(model.train(), images(2))(images(4)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_are_shared_where_nothing_was_folded():
+    model = randomised(SmallResNet())
+    captured = capture(model, images(2))
+    assert captured.get_parameter("head.weight").data_ptr() == model.head.weight.data_ptr()
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 6), nn.Linear(3, 6)
+
+    def forward(self, a: Tensor, b: Tensor, scale: Tensor | None = None) -> dict[str, Tensor | list[Tensor]]:
+        hidden = F.relu_(self.left(a)) + torch.relu(self.right(b))
+        return {"logits": hidden if scale is None else hidden * scale, "features": [hidden, hidden.mean()]}
+
+
+@pytest.mark.parametrize(
+    ("example", "call"),
+    [
+        ((torch.ones(2, 4), torch.ones(2, 3)), lambda m, a, b, s: m(a, b)),
+        ((torch.ones(2, 4), torch.ones(2, 3), torch.tensor(2.0)), lambda m, a, b, s: m(a, b, s)),
+        ({"a": torch.ones(2, 4), "b": torch.ones(2, 3), "scale": torch.tensor(2.0)}, lambda m, a, b, s: m(a=a, b=b, scale=s)),
+    ],
+    ids=["positional", "positional with a scalar", "by name"],
+)
+def test_several_inputs_and_nested_outputs(example, call):
+    model = TwoInputs().eval()
+    captured = capture(model, example)
+    a, b, s = torch.randn(5, 4), torch.randn(5, 3), torch.tensor(3.0)
+    expected, found = call(model, a, b, s), call(captured, a, b, s)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found["logits"], expected["logits"])
+    torch.testing.assert_close(found["features"], expected["features"])
+
+
+def test_a_view_after_a_transpose_survives():
+    class Shuffle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            n, c, h, w = x.shape
+            return F.relu(x.view(n, 3, c // 3, h, w).transpose(1, 2).contiguous().view(n, -1))
+
+    x = torch.randn(4, 6, 2, 2)
+    captured = capture(Shuffle(), x[:2])
+    torch.testing.assert_close(captured(x), Shuffle()(x))
+    torch.testing.assert_close(captured(x.to(memory_format=torch.channels_last)), Shuffle()(x))
+
+
+def test_an_exported_program_is_taken_and_has_the_same_fingerprint():
+    model = randomised(SmallResNet())
+    program = torch.export.export(model, (images(2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    captured = capture(program, images(2))
+    torch.testing.assert_close(captured(images(5)), model(images(5)), rtol=1e-5, atol=1e-5)
+    assert captured.meta["fingerprint"] == capture(model, images(2)).meta["fingerprint"]
+
+
+def test_no_grad_in_forward_does_not_hinder():
+    class Frozen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return F.relu(x)
+
+    assert aten.relu.default in targets(capture(Frozen(), images(2)))
+
+
+class Inner(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return F.relu(x)
+        return x
+
+
+class BranchOnData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return F.relu(x) * self.calls
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x.view(2, -1))
+
+
+class Cond(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda t: F.relu(t), lambda t: -t, (x,))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (BranchOnData(), r"in inner \(Inner\), at `if x.sum\(\) > 0:`"),
+        (Counter(), r"aten.copy_.default.*changes calls while the model runs"),
+        (FixedBatch(), r"fixes the batch size of example_input to 2"),
+        (Cond(), r"operator cond .*graph of its own"),
+        (SmallResNet().stem.weight, r"is a Parameter; expected a torch.nn.Module"),
+    ],
+    ids=["branch on data", "state that changes", "fixed batch", "cond", "no module"],
+)
+def test_what_has_no_plain_graph_is_named(model, message):
+    with pytest.raises(uf.CaptureError, match=message):
+        capture(model, images(2))
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.randn(2, 4, 8, 8), r"does not run on example_input: in stem \(Conv2d\)"),
+        (torch.randn(0, 3, 8, 8), r"batch dimension is 0"),
+        ("image.png", r"example_input is a str"),
+        ((3, 4), r"no tensor with a batch dimension"),
+    ],
+    ids=["channels", "no sample", "string", "no tensor"],
+)
+def test_bad_examples_are_refused(example, message):
+    with pytest.raises(uf.CaptureError, match=message):
+        capture(SmallResNet(), example)
+
+
+def test_a_program_in_training_mode_is_refused():
+    program = torch.export.export(SmallResNet().train(), (images(2),))
+    with pytest.raises(uf.CaptureError, match=r"training mode|changes .* while"):
+        capture(program, images(2))
