@@ -110,7 +110,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return {0: torch.export.Dim.DYNAMIC} if batched else None
 
     shapes: Any = pytree.tree_map(dynamic, (args, kwargs))
-    with _evaluation_mode(model), torch.no_grad(), _without_pytree_warnings():
+    with evaluation_mode(model), torch.no_grad(), _without_pytree_warnings():
         try:
             model(*args, **kwargs)
         except Exception as error:
@@ -161,7 +161,8 @@ def _fixed_batch_error(name: str, size: int) -> CaptureError:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode for a while; afterwards every module is in the mode it was in."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unit_fast.calibration.finite import check_activations
 from unit_fast.calibration.granularity import Granularity
 from unit_fast.calibration.inputs import call_model
 from unit_fast.calibration.progress import Progress, silent
 from unit_fast.calibration.samples import SampleStore
-from unit_fast.errors import DataError
 from unit_fast.sites import Site, expose_sites
 
 
@@ -67,7 +67,7 @@ class CalibrationContext:
         for start in range(0, len(indices), self.batch_size):
             rows = indices[start : start + self.batch_size]
             _, activations = call_model(exposed, self.samples.read(rows).x)
-            self._check_finite(activations, rows)
+            check_activations(activations, rows, self.samples)
             yield activations
 
     @torch.no_grad()
@@ -77,19 +77,6 @@ class CalibrationContext:
         for batch in self.samples.batches(indices, self.batch_size):
             correct += (self.logits(call_model(model, batch.x)).argmax(1) == batch.y).sum()
         return float(correct) / len(indices)
-
-    def _check_finite(self, activations: dict[str, Tensor], rows: Tensor) -> None:
-        # Finite sums have finite terms only; one transfer from the device for all sites.
-        sums = torch.stack([activation.sum(dtype=torch.float32) for activation in activations.values()])
-        for name, suspect in zip(activations, (~sums.isfinite()).tolist(), strict=True):
-            bad = ~activations[name].isfinite().flatten(1) if suspect else None
-            if bad is not None and bool(bad.any()):
-                sample = int(rows[int(bad.any(1).nonzero()[0])])
-                raise DataError(
-                    f"site {name}: {int(bad.sum())} of {bad.numel()} activations of a mini-batch are NaN or infinite, "
-                    f"the first at {self.samples.where(sample)}; the inputs are finite, so look at the model's weights "
-                    "and dtype"
-                )
 
 
 class Method(ABC):

@@ -70,7 +70,7 @@ class Percentile(Method):
 
     Quantiles are exact up to ``capacity`` observations a unit (samples, times positions for channel granularity, times
     elements for tensor) and within the error of :class:`~unit_fast.calibration.quantiles.QuantileSketch` beyond; the
-    bounds' metadata has the largest rank error as ``rank_error``, a share of the observations.
+    bounds' metadata has the largest rank error of any unit, guaranteed and likely, as a share of the observations.
 
     Attributes:
         q: quantile, 0 < q ≤ 1. 1 is the maximum.
@@ -101,7 +101,7 @@ class Percentile(Method):
             site.name: torch.empty(unit_count(site, context.granularity), device=context.device)
             for site in context.sites
         }
-        rank_error = 0.0
+        guaranteed, likely = 0.0, 0.0
         going_through = _Passes(context, len(passes))
         for parts in passes:
             sketches = [
@@ -113,8 +113,9 @@ class Percentile(Method):
                     sketch.update(observations[:, part.start : part.stop])
             for part, sketch in zip(parts, sketches, strict=True):
                 values[part.site.name][part.start : part.stop] = sketch.quantile(self.q)
-                rank_error = max(rank_error, sketch.rank_error / sketch.count)
-        context.notes["rank_error"] = rank_error
+                guaranteed = max(guaranteed, min(1.0, sketch.rank_error / sketch.count))
+                likely = max(likely, min(1.0, sketch.likely_rank_error() / sketch.count))
+        context.notes["rank_error"] = {"guaranteed": guaranteed, "likely": likely}
         return {site.name: from_units(values[site.name], site, context.granularity) for site in context.sites}
 
     def _plan(self, context: CalibrationContext) -> list[list["_Part"]]:

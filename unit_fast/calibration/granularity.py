@@ -5,14 +5,17 @@ result broadcasts against one sample of the site by numpy's rules.
 """
 
 from math import prod
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 from torch import Tensor
 
+from unit_fast.bounds import Granularity
+from unit_fast.bounds import bound_shape as unit_shape
 from unit_fast.errors import DataError, UnitFastError
 from unit_fast.sites import Site
 
-Granularity: TypeAlias = Literal["neuron", "channel", "tensor"]
+__all__ = ["GRANULARITIES", "Granularity", "check_granularity", "from_units", "to_units", "unit_count", "unit_shape"]
+
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
@@ -22,16 +25,6 @@ def check_granularity(granularity: str) -> Granularity:
         if granularity == known:
             return known
     raise UnitFastError(f"granularity must be one of {', '.join(map(repr, GRANULARITIES))}; got {granularity!r}")
-
-
-def unit_shape(site: Site, granularity: Granularity) -> tuple[int, ...]:
-    """Shape of the site's bound: neuron ``site.shape``, channel the same with 1 off the channel axis, tensor ``()``."""
-    if granularity == "tensor":
-        return ()
-    if granularity == "neuron":
-        return tuple(site.shape)
-    channel = _channel_dim(site)
-    return tuple(size if dim == channel else 1 for dim, size in enumerate(site.shape))
 
 
 def unit_count(site: Site, granularity: Granularity) -> int:
@@ -57,14 +50,9 @@ def to_units(activation: Tensor, site: Site, granularity: Granularity) -> Tensor
         return activation.reshape(-1, 1)
     if granularity == "neuron":
         return activation.flatten(1)
-    return activation.movedim(_channel_dim(site) + 1, -1).flatten(0, -2)
+    return activation.movedim(site.channel_axis, -1).flatten(0, -2)
 
 
 def from_units(values: Tensor, site: Site, granularity: Granularity) -> Tensor:
     """Shape one value a unit, (units,), as the site's bound: the inverse of :func:`to_units` for one observation."""
     return values.reshape(unit_shape(site, granularity))
-
-
-def _channel_dim(site: Site) -> int:
-    # channel_axis counts in the batched tensor (1 or -1), site.shape has no batch.
-    return site.channel_axis - 1 if site.channel_axis > 0 else site.channel_axis + len(site.shape)

@@ -41,7 +41,7 @@ def check_finite(leaves: Mapping[str, Tensor], number: int) -> None:
     for name, leaf in leaves.items():
         if not (leaf.is_floating_point() or leaf.is_complex()):
             continue
-        # A sum is finite when every term is, and takes no memory; where it overflows the exact test decides.
+        # A sum that is finite has finite terms only, and takes no memory; where it overflows the exact test decides.
         if bool(torch.isfinite(leaf.sum())):
             continue
         bad = ~torch.isfinite(leaf).reshape(len(leaf), -1)
