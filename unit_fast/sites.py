@@ -134,11 +134,11 @@ def find_sites(
         base = path if path in leaves else f"{path}.{activation}".lstrip(".")
         name = base if not counts[base] else f"{base}_{counts[base]}"
         counts[base] += 1
-        shape = node.meta["val"].shape[1:]
-        if not all(isinstance(size, int) for size in shape):
+        batch, *shape = node.meta["val"].shape
+        if isinstance(batch, int) or not shape or not all(isinstance(size, int) for size in shape):
             warnings.warn(
-                f"site {name} gets no bound: its activation has the shape {tuple(node.meta['val'].shape)}, in which "
-                "the batch is not the first dimension",
+                f"site {name} gets no bound: its activation has the shape {(batch, *shape)}; expected the batch in "
+                "front and a fixed shape behind it",
                 UnitFastWarning,
                 stacklevel=2,
             )
@@ -243,8 +243,8 @@ def _activation(node: fx.Node) -> str | None:
     if callable(name):
         name = name(node)
     value = node.meta.get("val")
-    if name is None or not isinstance(value, Tensor) or value.ndim < 2 or isinstance(value.shape[0], int):
-        return None
+    if name is None or not isinstance(value, Tensor) or all(isinstance(size, int) for size in value.shape):
+        return None  # or computed from constants alone, without the batch
     return name
 
 

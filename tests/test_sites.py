@@ -1,0 +1,197 @@
+"""Sites: which outputs are bounded, how they are named, and what inserting and exposing them does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unit_fast as uf
+from tests.networks import PlainVGG, SmallResNet, randomised
+from unit_fast.capture import capture
+from unit_fast.sites import bound_path, clamp_bound, copy_graph, expose_sites, find_sites, insert_bounds
+
+
+def images(count: int, size: int = 8) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return randomised(SmallResNet())
+
+
+@pytest.fixture(scope="module")
+def captured(resnet):
+    return capture(resnet, images(2))
+
+
+def test_sites_are_named_after_modules_in_running_order(captured):
+    sites = find_sites(captured)
+    assert [site.name for site in sites] == [
+        "relu",
+        "blocks.0.relu",
+        "blocks.0.relu_1",
+        "blocks.1.relu",
+        "blocks.1.relu_1",
+    ]
+    assert {site.shape for site in sites} == {(8, 8, 8)}
+    assert {(site.channel_axis, site.activation) for site in sites} == {(1, "relu")}
+
+
+def test_sequential_activations_have_their_modules_names():
+    sites = find_sites(capture(PlainVGG(), images(2)))
+    assert [(site.name, site.shape) for site in sites] == [("features.2", (8, 8, 8)), ("features.6", (16, 4, 4))]
+
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.1),
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "glu": lambda x: F.glu(x, 1),
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0),
+    "relu by clamp": lambda x: x.clamp(min=0),
+    "relu6 by clamp": lambda x: x.clamp(0, 6),
+    "silu written out": lambda x: x * torch.sigmoid(x),
+    "silu written out, gate first": lambda x: torch.sigmoid(x) * x,
+    "mish written out": lambda x: x * torch.tanh(F.softplus(x)),
+}
+
+
+class Activated(nn.Module):
+    def __init__(self, activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x * 1.5).flatten(1)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_nonlinearities_are_sites(name):
+    (site,) = find_sites(capture(Activated(ACTIVATIONS[name]), torch.randn(2, 4, 3, 3)))
+    assert site.activation == name.split()[0]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [torch.sigmoid, torch.tanh, F.hardsigmoid, lambda x: F.softmax(x, 1), lambda x: x.clamp(max=1.0)],
+    ids=["sigmoid", "tanh", "hardsigmoid", "softmax", "clamp from above"],
+)
+def test_bounded_gates_are_no_sites(activation):
+    with pytest.raises(uf.CaptureError, match="no site"):
+        find_sites(capture(Activated(activation), torch.randn(2, 4, 3, 3)))
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.norm, self.up, self.down = nn.Conv2d(3, 6, 2, 2), nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        return (tokens + self.down(self.act(self.up(self.norm(tokens))))).mean(1)
+
+
+def test_channel_axis_is_last_after_a_linear_layer():
+    (site,) = find_sites(capture(Tokens(), images(2)))
+    assert (site.name, site.shape, site.channel_axis, site.activation) == ("act", (16, 12), -1, "gelu")
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ("blocks.*", None, 4),
+        (["relu", "blocks.1.*"], None, 3),
+        (None, "*_1", 3),
+        ("blocks.*", ["blocks.0.*"], 2),
+    ],
+)
+def test_filters(captured, include, exclude, expected):
+    assert len(find_sites(captured, include, exclude)) == expected
+
+
+def test_filters_that_leave_nothing_name_the_sites(captured):
+    with pytest.raises(uf.CaptureError, match=r"leave no site; the sites are: relu, blocks\.0\.relu"):
+        find_sites(captured, include="layer1.*")
+
+
+def sanitised_by_hand(model: SmallResNet, x: Tensor, bound: float) -> Tensor:
+    def clamp(value: Tensor) -> Tensor:
+        return value.clamp(max=bound)
+
+    y = clamp(F.relu(model.stem(x)))
+    for block in model.blocks:
+        inner = clamp(F.relu(block.bn1(block.conv1(y))))
+        y = clamp(F.relu(block.bn2(block.conv2(inner)) + y))
+    return model.head(y.mean((2, 3)))
+
+
+def test_inserted_bounds_clamp_every_use_of_the_activation(resnet, captured):
+    x = images(5)
+    sanitised = insert_bounds(captured, {site.name: torch.tensor(0.4) for site in find_sites(captured)})
+    torch.testing.assert_close(sanitised(x), sanitised_by_hand(resnet, x, 0.4), rtol=1e-5, atol=1e-5)
+    assert (sanitised(x) - captured(x)).abs().max() > 1e-2, "the bounds must bind for the test to mean anything"
+
+
+def test_insert_bounds_leaves_its_input_alone_and_keeps_the_sites(captured):
+    before = captured.code
+    sanitised = insert_bounds(captured, {"blocks.0.relu": torch.tensor(0.4)})
+    assert captured.code == before
+    assert [node.target for node in sanitised.graph.nodes].count(clamp_bound) == 1
+    assert [site.name for site in find_sites(sanitised)] == [site.name for site in find_sites(captured)]
+    assert sanitised.get_buffer(bound_path("blocks.0.relu")) == 0.4
+    assert sanitised.meta["fingerprint"] == captured.meta["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"layer9": torch.tensor(1.0)}, r"no site layer9; the sites are: relu"),
+        ({"relu": torch.ones(8, 4, 4)}, r"site relu has the shape \(8, 4, 4\).*\(8, 8, 8\)"),
+        ({"relu": torch.ones(1, 8, 8, 8)}, r"site relu has the shape \(1, 8, 8, 8\)"),
+    ],
+    ids=["unknown site", "other size", "with a batch dimension"],
+)
+def test_bounds_that_do_not_fit_are_refused(captured, bounds, message):
+    with pytest.raises(uf.CaptureError, match=message):
+        insert_bounds(captured, bounds)
+
+
+def test_exposed_sites_are_what_the_rest_of_the_model_sees(resnet, captured):
+    x = images(5)
+    sites = find_sites(captured)
+    output, activations = expose_sites(captured, sites)(x)
+    torch.testing.assert_close(output, captured(x), rtol=0, atol=0)
+    torch.testing.assert_close(activations["relu"], F.relu(resnet.stem(x)), rtol=1e-5, atol=1e-5)
+    bounded = insert_bounds(captured, {"relu": torch.tensor(0.4)})
+    _, clamped = expose_sites(bounded, sites)(x)
+    torch.testing.assert_close(clamped["relu"], activations["relu"].clamp(max=0.4), rtol=0, atol=0)
+
+
+def test_a_copy_shares_tensors_but_not_the_graph(captured):
+    copied = copy_graph(captured)
+    assert copied.graph is not captured.graph
+    assert copied.get_parameter("head.weight").data_ptr() == captured.get_parameter("head.weight").data_ptr()
+    torch.testing.assert_close(copied(images(3)), captured(images(3)), rtol=0, atol=0)
+
+
+def test_an_activation_without_the_batch_in_front_gets_a_warning_and_no_bound():
+    class SequenceFirst(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x).sum(0) + F.relu(x.transpose(0, 1)).sum(1)
+
+    with pytest.warns(uf.UnitFastWarning, match=r"site relu_1 gets no bound|site relu gets no bound") as caught:
+        graph = capture(SequenceFirst(), torch.randn(3, 4, 5))
+        sites = find_sites(graph)
+    assert len(caught) == 1
+    assert len(sites) == 1
