@@ -2,3 +2,19 @@
 
 if __name__ != "unit_fast.export":
     raise ImportError(f"import this package as unit_fast.export, not as {__name__}: there must be one copy of it")
+
+from unit_fast.export.errors import ExportError, SaturationWarning
+from unit_fast.export.exporter import export_onnx
+from unit_fast.export.report import ExportReport, ParityCheck, ParityResult, SiteReport
+from unit_fast.export.session import OnnxRuntimeModel
+
+__all__ = [
+    "ExportError",
+    "ExportReport",
+    "OnnxRuntimeModel",
+    "ParityCheck",
+    "ParityResult",
+    "SaturationWarning",
+    "SiteReport",
+    "export_onnx",
+]

@@ -1,0 +1,91 @@
+"""What a form is, and the graph edits they share."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from unit_fast.export.translate import SiteBound
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """One site's clamp as it stands in the ONNX graph; what the structure check holds the file to.
+
+    Attributes:
+        site: name of the site.
+        form: the form it was written in; "none" where the bound is +inf and no clamp is needed.
+        reason: why that form.
+        op: operator of the clamp's node; None when there is none.
+        lower: lower limit of a Clip; None for other operators.
+        upper: upper limit as stored in the file; None when there is no clamp.
+    """
+
+    site: str
+    form: str
+    reason: str
+    op: str | None
+    lower: np.ndarray | None
+    upper: np.ndarray | None
+
+
+class Form(Protocol):
+    """One way to write a clamp."""
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+
+    def refusal(self, marker: ir.Node, site: SiteBound) -> str | None:
+        """Why this form cannot write the clamp of ``site``, and what to do; None when it can."""
+
+    def lower(self, marker: ir.Node, site: SiteBound) -> Clamp:
+        """Replace ``marker`` by the clamp of ``site``."""
+
+
+def node_name(site: str) -> str:
+    """Name of the node that clamps ``site``."""
+    return f"{site}/clamp"
+
+
+def output_name(site: str) -> str:
+    """Name of the clamped activation of ``site``, unless it is an output of the model."""
+    return f"{site}/clamped"
+
+
+def replace_marker(marker: ir.Node, op: str, source: ir.Value, constants: dict[str, np.ndarray], site: str) -> None:
+    """Put a node ``op(source, *constants)`` in the marker's place; constants become initializers ``<site>/<key>``."""
+    graph = marker.graph
+    assert graph is not None
+    old = marker.outputs[0]
+    new = ir.Value(name=output_name(site), shape=old.shape, type=old.type)
+    initializers = [_initializer(f"{site}/{key}", value) for key, value in constants.items()]
+    for initializer in initializers:
+        graph.register_initializer(initializer)
+    node = ir.Node("", op, [source, *initializers], outputs=[new], name=node_name(site))
+    graph.insert_before(marker, node)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(marker, safe=True)
+
+
+def bypass(marker: ir.Node) -> None:
+    """Take the marker out; what it marked stays unclamped."""
+    graph = marker.graph
+    source = marker.inputs[0]
+    assert graph is not None
+    assert source is not None
+    marker.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+    graph.remove(marker, safe=True)
+
+
+def _initializer(name: str, value: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(value, name=name)
+    return ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def scalar(value: ir.Value | None) -> np.ndarray | None:
+    """The constant that ``value`` holds, when it is one number."""
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    return value.const_value.numpy().reshape(())

@@ -1,0 +1,208 @@
+"""The export, step by step: capture, bounds, translation, forms, names, verification, file."""
+
+import copy
+import hashlib
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from unit_fast.bounds import Bounds
+from unit_fast.capture import Example, capture
+from unit_fast.errors import ParityError
+from unit_fast.export.clean import check_private, name_activations, name_signature, strip
+from unit_fast.export.errors import ExportError
+from unit_fast.export.flat import FlatGraph, flatten_graph
+from unit_fast.export.forms import Clamp, check_form, lower
+from unit_fast.export.parity import check_parity
+from unit_fast.export.provenance import describe, sign
+from unit_fast.export.report import ExportReport, SiteReport
+from unit_fast.export.structure import check_structure
+from unit_fast.export.translate import OPSETS, translate
+from unit_fast.files import OutputError, atomic_write
+from unit_fast.sites import find_sites, insert_bounds
+
+PRECISIONS = ("fp32",)
+# A protobuf message holds at most 2 GiB; some of it is left for what is not tensors.
+EXTERNAL_ABOVE = 2**31 - 2**24
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller asked for; see :func:`unit_fast.export.exporter.export_onnx`."""
+
+    form: str
+    precision: str
+    opset: int
+    verify: bool
+
+    def check(self) -> None:
+        """Raise ExportError for what is not there."""
+        check_form(self.form)
+        if self.precision not in PRECISIONS:
+            raise ExportError(
+                f"precision={self.precision!r} is not available; the precisions are: {', '.join(PRECISIONS)}"
+            )
+        if self.opset not in OPSETS:
+            raise ExportError(
+                f"opset={self.opset!r} is not available; expected one from {OPSETS.start} to {OPSETS.stop - 1}"
+            )
+
+
+def export(
+    model: nn.Module | torch.export.ExportedProgram,
+    bounds: Bounds,
+    path: Path,
+    example_input: Example,
+    options: Options,
+) -> ExportReport:
+    """See :func:`unit_fast.export.exporter.export_onnx`; ``options`` have been checked."""
+    started = time.perf_counter()
+    with _workplace(path) as folder:
+        graph = flatten_graph(_sanitised_graph(model, bounds, example_input), example_input)
+        _require_float32(graph)
+        exported, site_bounds = translate(graph, options.opset)
+        clamps = lower(exported, site_bounds, options.form)
+        strip(exported)
+        name_signature(exported, graph)
+        name_activations(exported)
+        data = f"{path.name}.data" if _tensor_bytes(exported) > EXTERNAL_ABOVE else None
+
+        plain = folder / "plain.onnx"
+        _save(exported, plain, data)
+        clamped = check_structure(onnx.load(plain), clamps, options.opset)
+        parity, reached = None, dict[str, bool]()
+        if options.verify:
+            exposed = folder / "exposed.onnx"
+            _expose(plain, exposed, clamped)
+            parity, reached = check_parity(graph, plain, exposed, clamped, clamps, options.precision)
+
+        sign(exported, describe(bounds, graph, clamps, options.form, options.precision, parity))
+        final = folder / "final.onnx"
+        _save(exported, final, data)
+        _check_file(final, clamps, options.opset)
+        size = _publish(final, path, folder / data if data else None)
+    return ExportReport(
+        path=path,
+        opset=options.opset,
+        form=options.form,
+        precision=options.precision,
+        sites=tuple(
+            SiteReport(
+                clamp.site,
+                clamp.form,
+                clamp.reason,
+                tuple(bounds[clamp.site].shape),
+                reached.get(clamp.site) if options.verify and clamp.op else None,
+            )
+            for clamp in clamps
+        ),
+        size=size,
+        external_data=path.with_name(data) if data else None,
+        parity=parity,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        seconds=time.perf_counter() - started,
+    )
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A folder beside ``path``, gone afterwards, so that a place that cannot be written is known before the work."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; create the folder {path.parent} or choose another place"
+        ) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _sanitised_graph(
+    model: nn.Module | torch.export.ExportedProgram, bounds: Bounds, example_input: Example
+) -> fx.GraphModule:
+    captured = capture(_on_cpu(model), _to_cpu(example_input))
+    bounds.require_model(captured.meta["fingerprint"], find_sites(captured))
+    return insert_bounds(captured, {name: bound.cpu() for name, bound in bounds.items()})
+
+
+def _on_cpu(model: nn.Module | torch.export.ExportedProgram) -> nn.Module | torch.export.ExportedProgram:
+    if isinstance(model, nn.Module) and any(
+        tensor.device.type != "cpu" for tensor in itertools.chain(model.parameters(), model.buffers())
+    ):
+        return copy.deepcopy(model).cpu()
+    return model
+
+
+def _to_cpu(example_input: Example) -> Example:
+    moved: Example = pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, example_input)
+    return moved
+
+
+def _require_float32(graph: FlatGraph) -> None:
+    tensors = [*graph.module.named_parameters(), *graph.module.named_buffers(), *zip(graph.input_names, graph.inputs)]  # noqa: B905
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ExportError(
+                f"{name} is {tensor.dtype}; the export takes models and inputs in float32: convert the model with "
+                "model.float()"
+            )
+
+
+def _tensor_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def _save(model: ir.Model, path: Path, data: str | None) -> None:
+    try:
+        ir.save(model, path, external_data=data)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path.parent.parent}: {error.strerror or error}; nothing was changed"
+        ) from error
+
+
+def _expose(plain: Path, exposed: Path, clamped: dict[str, str]) -> None:
+    """A copy of the file ``plain`` in which every clamped activation is an output."""
+    model = onnx.load(plain, load_external_data=False)
+    known = {value.name: value for value in model.graph.value_info}
+    outputs = {value.name for value in model.graph.output}
+    model.graph.output.extend(known[name] for name in clamped.values() if name not in outputs)
+    onnx.save(model, exposed)
+
+
+def _check_file(file: Path, clamps: tuple[Clamp, ...], opset: int) -> None:
+    try:
+        onnx.checker.check_model(file, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParityError(f"the ONNX checker rejects the exported file: {error}") from error
+    model = onnx.load(file)
+    check_structure(model, clamps, opset)
+    check_private(model)
+
+
+def _publish(file: Path, path: Path, data: Path | None) -> int:
+    """Move the verified file to its place, its external data first; returns their size in bytes."""
+    size = file.stat().st_size
+    if data is not None:
+        size += data.stat().st_size
+        data.replace(path.with_name(data.name))
+    try:
+        atomic_write(path, lambda temporary: shutil.copyfile(file, temporary))
+    except BaseException:
+        if data is not None:
+            path.with_name(data.name).unlink()
+        raise
+    return size

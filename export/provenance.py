@@ -1,0 +1,54 @@
+"""Where a file came from: what goes into its metadata_props."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from unit_fast.bounds import Bounds
+from unit_fast.export.flat import FlatGraph
+from unit_fast.export.forms import Clamp
+from unit_fast.export.report import ParityResult
+from unit_fast.export.session import STRUCTURE_KEY
+
+PRODUCER = "unit_fast"
+
+
+def describe(
+    bounds: Bounds, graph: FlatGraph, clamps: Sequence[Clamp], form: str, precision: str, parity: ParityResult | None
+) -> dict[str, str]:
+    """Metadata by key, the same for the same export: no time, no machine, no path."""
+    entries: dict[str, Any] = {
+        "unit_fast.version": package_version("unit_fast"),
+        "unit_fast.torch": torch.__version__,
+        "unit_fast.onnx": package_version("onnx"),
+        "unit_fast.model_sha256": bounds.fingerprint.sha256,
+        "unit_fast.bounds_sha256": bounds.sha256,
+        "unit_fast.granularity": bounds.granularity,
+        "unit_fast.form": form,
+        "unit_fast.forms": json.dumps(dict(sorted(Counter(clamp.form for clamp in clamps).items()))),
+        "unit_fast.precision": precision,
+        "unit_fast.parity": parity.summary() if parity else "not verified",
+        STRUCTURE_KEY: json.dumps(graph.structure),
+    }
+    return {key: str(value) for key, value in entries.items()}
+
+
+def sign(model: ir.Model, entries: dict[str, str]) -> None:
+    """Write ``entries`` into ``model``, with unit_fast as its producer."""
+    model.metadata_props.clear()
+    model.metadata_props.update(entries)
+    model.producer_name = PRODUCER
+    model.producer_version = package_version("unit_fast")
+
+
+def package_version(name: str) -> str:
+    """Version of an installed package; "unknown" where it is not installed as one."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

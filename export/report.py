@@ -1,0 +1,164 @@
+"""What an export hands back."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """How one site was clamped.
+
+    Attributes:
+        site: name of the site.
+        form: "clip", "min", …; "none" where the bound is +inf.
+        reason: why that form.
+        bound_shape: shape of the stored bound; () for one number a site.
+        reached: whether a verification input drove the activation above its bound; None when not verified.
+    """
+
+    site: str
+    form: str
+    reason: str
+    bound_shape: tuple[int, ...]
+    reached: bool | None
+
+
+@dataclass(frozen=True)
+class ParityCheck:
+    """One comparison of the file in ONNX Runtime with the sanitised graph in torch.
+
+    Attributes:
+        inputs: "ordinary", "×10" or "×100".
+        batch: number of samples.
+        optimized: whether ONNX Runtime's graph optimisation was on.
+        max_abs: largest absolute difference of an output or a site.
+        max_rel: largest difference relative to the largest magnitude of the tensor it is in.
+        agreement: share of samples whose argmax agrees, in [0, 1]; 1 where outputs have no classes.
+    """
+
+    inputs: str
+    batch: int
+    optimized: bool
+    max_abs: float
+    max_rel: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """Agreement of the file with the sanitised graph.
+
+    Attributes:
+        runtime: name and version of what ran the file.
+        tolerance: the largest ``max_rel`` that passes.
+        checks: one comparison each.
+        skipped: inputs at which the sanitised graph itself overflows, hence not compared.
+    """
+
+    runtime: str
+    tolerance: float
+    checks: tuple[ParityCheck, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def max_abs(self) -> float:
+        """Largest absolute difference of all checks."""
+        return max(check.max_abs for check in self.checks)
+
+    @property
+    def max_rel(self) -> float:
+        """Largest relative difference of all checks."""
+        return max(check.max_rel for check in self.checks)
+
+    @property
+    def agreement(self) -> float:
+        """Smallest argmax agreement of all checks, in [0, 1]."""
+        return min(check.agreement for check in self.checks)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes compared."""
+        return tuple(sorted({check.batch for check in self.checks}))
+
+    def summary(self) -> str:
+        """One line; what the file's metadata says."""
+        batches = ", ".join(map(str, self.batches))
+        return (
+            f"{self.runtime}, optimised and not, batches {batches}, inputs ×1 to ×100: relative error at most "
+            f"{self.max_rel:.1e} (limit {self.tolerance:g}), argmax agreement {self.agreement:.4f}"
+        )
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how it was verified.
+
+    Attributes:
+        path: the file.
+        opset: of ONNX.
+        form: the form asked for.
+        precision: of weights and activations.
+        sites: one entry a site, in the order in which they run.
+        size: bytes of the file and of its external data, if any.
+        external_data: the file beside it that holds the tensors of a model above 2 GB.
+        parity: None when verification was turned off.
+        sha256: of the file.
+        seconds: the export took.
+    """
+
+    path: Path
+    opset: int
+    form: str
+    precision: str
+    sites: tuple[SiteReport, ...]
+    size: int
+    external_data: Path | None
+    parity: ParityResult | None
+    sha256: str
+    seconds: float
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """Form by site."""
+        return {site.site: site.form for site in self.sites}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in types that JSON knows."""
+        data = asdict(self)
+        data["path"] = str(self.path)
+        data["external_data"] = str(self.external_data) if self.external_data else None
+        if self.parity is not None:
+            data["parity"] |= {
+                "max_abs": self.parity.max_abs,
+                "max_rel": self.parity.max_rel,
+                "agreement": self.parity.agreement,
+            }
+        return data
+
+    def __rich__(self) -> RenderableType:
+        title = f"{self.path} · opset {self.opset} · {self.precision} · {self.size / 1e6:.2f} MB · {self.seconds:.1f} s"
+        sites = Table(title=title)
+        for heading in ("site", "bound", "form", "why", "bound reached"):
+            sites.add_column(heading, overflow="fold")
+        reached = {True: "yes", False: "no", None: "–"}
+        for site in self.sites:
+            shape = "×".join(map(str, site.bound_shape)) or "scalar"
+            sites.add_row(site.site, shape, site.form, site.reason, reached[site.reached])
+        if self.parity is None:
+            return Group(sites, "[bold]not verified[/bold]: verify=False")
+        parity = Table(title=f"torch against {self.parity.runtime}")
+        for heading in ("batch", "max abs error", "max rel error", "argmax agreement"):
+            parity.add_column(heading, justify="right")
+        for batch in self.parity.batches:
+            checks = [check for check in self.parity.checks if check.batch == batch]
+            parity.add_row(
+                str(batch),
+                f"{max(check.max_abs for check in checks):.2g}",
+                f"{max(check.max_rel for check in checks):.2g}",
+                f"{min(check.agreement for check in checks):.4f}",
+            )
+        return Group(sites, parity)

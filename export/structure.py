@@ -1,0 +1,96 @@
+"""Does the file hold every clamp, as stored? Read from the finished ONNX message alone.
+
+The ONNX checker is not enough: a Clip with a vector for a limit passes it and fails when it runs, and a clamp that an
+optimiser dropped leaves a valid file.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from unit_fast.errors import ParityError
+from unit_fast.export.forms.form import Clamp, node_name
+
+
+def check_structure(model: onnx.ModelProto, clamps: Sequence[Clamp], opset: int) -> dict[str, str]:
+    """Check that every site is clamped by exactly what was planned.
+
+    Args:
+        model: the file's message, with its tensors loaded.
+        clamps: what each site should be clamped by.
+        opset: the opset that was asked for.
+
+    Returns:
+        Name of the clamped activation by site, for sites that have a clamp.
+
+    Raises:
+        ParityError: a clamp is missing, doubled, bypassed, of another operator, or holds other constants; names the
+            site. Or the opset differs, or operators or functions of our own are left.
+    """
+    _check_opset(model, opset)
+    nodes = defaultdict(list)
+    for node in model.graph.node:
+        nodes[node.name].append(node)
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    outputs = {value.name for value in model.graph.output}
+    expected = [clamp for clamp in clamps if clamp.op is not None]
+    found = sum(node.name.endswith("/clamp") for node in model.graph.node)
+    clamped: dict[str, str] = {}
+    for clamp in expected:
+        matches = nodes[node_name(clamp.site)]
+        if len(matches) != 1 or matches[0].op_type != clamp.op or matches[0].domain:
+            raise ParityError(
+                f"site {clamp.site}: expected one {clamp.op} node {node_name(clamp.site)}, found "
+                f"{[node.op_type for node in matches] or 'none'}"
+            )
+        node = matches[0]
+        _check_limits(clamp, node, initializers)
+        source, result = node.input[0], node.output[0]
+        if source in outputs or readers[source] != 1:
+            raise ParityError(f"site {clamp.site}: {readers[source] - 1} nodes read the activation past its clamp")
+        if result not in outputs and not readers[result]:
+            raise ParityError(f"site {clamp.site}: nothing reads the clamped activation")
+        clamped[clamp.site] = result
+    if found != len(expected):
+        raise ParityError(f"the file holds {found} clamps, expected {len(expected)}")
+    return clamped
+
+
+def _check_opset(model: onnx.ModelProto, opset: int) -> None:
+    imports = {entry.domain: entry.version for entry in model.opset_import}
+    if imports != {"": opset}:
+        raise ParityError(f"the file imports the operator sets {imports}, expected opset {opset} of ONNX alone")
+    if model.functions:
+        raise ParityError(f"the file holds {len(model.functions)} functions, expected plain nodes only")
+
+
+def _check_limits(clamp: Clamp, node: onnx.NodeProto, initializers: dict[str, onnx.TensorProto]) -> None:
+    planned = [clamp.upper] if clamp.op == "Min" else [clamp.lower, clamp.upper]
+    if len(node.input) != 1 + len(planned):
+        raise ParityError(f"site {clamp.site}: {clamp.op} has {len(node.input)} inputs, expected {1 + len(planned)}")
+    for name, limit in zip(node.input[1:], planned, strict=True):
+        assert limit is not None
+        if name not in initializers:
+            raise ParityError(f"site {clamp.site}: the limit {name!r} is no constant of the file")
+        stored = numpy_helper.to_array(initializers[name])
+        if clamp.op == "Clip" and stored.ndim != 0:
+            raise ParityError(
+                f"site {clamp.site}: Clip's limit {name} has the shape {stored.shape}; expected a scalar, as anything "
+                "else fails when it runs"
+            )
+        if stored.shape != limit.shape or stored.dtype != limit.dtype or stored.tobytes() != limit.tobytes():
+            raise ParityError(
+                f"site {clamp.site}: the file's limit {name} ({stored.dtype}, shape {stored.shape}) differs from the "
+                f"stored bound ({limit.dtype}, shape {limit.shape}){_difference(stored, limit)}"
+            )
+
+
+def _difference(stored: np.ndarray, limit: np.ndarray) -> str:
+    if stored.shape != limit.shape or not stored.size:
+        return ""
+    difference = np.abs(stored.astype(np.float64) - limit.astype(np.float64))
+    return f" by up to {difference.max():.3g}"
