@@ -78,9 +78,12 @@ class TwoInputs(nn.Module):
 @pytest.mark.parametrize(
     ("example", "call"),
     [
-        ((torch.ones(2, 4), torch.ones(2, 3)), lambda m, a, b, s: m(a, b)),
+        ((torch.ones(2, 4), torch.ones(2, 3)), lambda m, a, b, _: m(a, b)),
         ((torch.ones(2, 4), torch.ones(2, 3), torch.tensor(2.0)), lambda m, a, b, s: m(a, b, s)),
-        ({"a": torch.ones(2, 4), "b": torch.ones(2, 3), "scale": torch.tensor(2.0)}, lambda m, a, b, s: m(a=a, b=b, scale=s)),
+        (
+            {"a": torch.ones(2, 4), "b": torch.ones(2, 3), "scale": torch.tensor(2.0)},
+            lambda m, a, b, s: m(a=a, b=b, scale=s),
+        ),
     ],
     ids=["positional", "positional with a scalar", "by name"],
 )

@@ -94,7 +94,12 @@ def test_bounded_gates_are_no_sites(activation):
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.norm, self.up, self.down = nn.Conv2d(3, 6, 2, 2), nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.patch, self.norm, self.up, self.down = (
+            nn.Conv2d(3, 6, 2, 2),
+            nn.LayerNorm(6),
+            nn.Linear(6, 12),
+            nn.Linear(12, 6),
+        )
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,8 +195,8 @@ def test_an_activation_without_the_batch_in_front_gets_a_warning_and_no_bound():
         def forward(self, x: Tensor) -> Tensor:
             return F.relu(x).sum(0) + F.relu(x.transpose(0, 1)).sum(1)
 
-    with pytest.warns(uf.UnitFastWarning, match=r"site relu_1 gets no bound|site relu gets no bound") as caught:
-        graph = capture(SequenceFirst(), torch.randn(3, 4, 5))
+    graph = capture(SequenceFirst(), torch.randn(3, 4, 5))
+    with pytest.warns(uf.UnitFastWarning, match=r"site relu_1 gets no bound") as caught:
         sites = find_sites(graph)
     assert len(caught) == 1
     assert len(sites) == 1

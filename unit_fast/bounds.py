@@ -7,7 +7,6 @@ the format version, the model's fingerprint, the sites, the method with its sett
 import hashlib
 import json
 import os
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 Granularity = Literal["neuron", "channel", "tensor"]
 
 FORMAT_VERSION = 1
+_HEADER = "unit_fast"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ class Bounds(Mapping[str, Tensor]):
             "sites": [asdict(site) for site in self.sites],
             **self.metadata,
         }
-        text = {key: json.dumps(value, sort_keys=True, allow_nan=False) for key, value in header.items()}
+        # One entry: safetensors writes several in no fixed order, and the same bounds shall give the same bytes.
+        text = {_HEADER: json.dumps(header, sort_keys=True, allow_nan=False)}
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         return atomic_write(path, lambda temporary: save_file(contiguous, temporary, metadata=text))
 
@@ -160,13 +161,13 @@ class Bounds(Mapping[str, Tensor]):
         """
         try:
             with safe_open(path, framework="pt") as file:
-                header = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
                 stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         except FileNotFoundError as error:
             raise BoundsMismatchError(f"there is no bounds file {path}") from error
         except (SafetensorError, OSError, ValueError) as error:
             raise BoundsMismatchError(f"{path} is no bounds file, or is truncated: {error}; calibrate again") from error
-        version = header.get("format_version")
+        version = header.get("format_version") if isinstance(header, dict) else None
         if not isinstance(version, int):
             raise BoundsMismatchError(f"{path} is a safetensors file but holds no bounds of unit_fast")
         if version > FORMAT_VERSION:
@@ -175,12 +176,13 @@ class Bounds(Mapping[str, Tensor]):
             )
         try:
             bounds = cls._from_parts(header, stored)
+            expected = header["sha256"]
         except (KeyError, TypeError) as error:
             raise BoundsMismatchError(f"{path} is damaged: {error!r} is missing or wrong; calibrate again") from error
-        if bounds.sha256 != header["sha256"]:
+        if bounds.sha256 != expected:
             raise BoundsMismatchError(
                 f"{path} was changed after it was written: its checksum is {bounds.sha256[:12]}…, it says "
-                f"{header['sha256'][:12]}…; calibrate again or fetch the file again"
+                f"{str(expected)[:12]}…; calibrate again or fetch the file again"
             )
         return bounds
 
@@ -218,7 +220,7 @@ class Bounds(Mapping[str, Tensor]):
         rows = [("site", "activation", "shape", "median bound", "clean maximum", "bound / maximum")]
         for site in self.sites:
             clean = self.clean.get(site.name)
-            maximum = f"{statistics.median(clean.maximum.reshape(-1).tolist()):.4g}" if clean else "–"
+            maximum = f"{float(clean.maximum.median()):.4g}" if clean else "–"
             ratio = self.tightness(site.name)
             rows.append(
                 (

@@ -257,9 +257,8 @@ def _parameterless_leaves(nodes: Iterable[fx.Node]) -> set[str]:
         if not path or node.op != "call_function":
             continue
         inner.add(path)
-        if node.target is not _aten.prelu.default and any(
-            argument.op == "get_attr" for argument in node.all_input_nodes
-        ):
+        own_tensor = node.target in (_aten.prelu.default, clamp_bound)
+        if not own_tensor and any(argument.op == "get_attr" for argument in node.all_input_nodes):
             weighted.add(path)
     parents = {path[:end] for path in inner for end in range(len(path)) if path[end] == "."}
     return inner - weighted - parents
