@@ -51,7 +51,7 @@ class ImageTrigger(ABC):
         """The trigger as :func:`~unit_fast.evaluation.triggers.parse` reads it, files by their name only."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
         shown = [(field.name, getattr(self, field.name)) for field in fields if field.init]
-        options = ",".join(f"{name}={_text(value)}" for name, value in shown if value is not None)
+        options = ",".join(f"{name}={_text(name, value)}" for name, value in shown if value is not None)
         return f"{type(self).__name__.lower()}:{options}"
 
 
@@ -94,13 +94,13 @@ def _same(mine: object, theirs: object) -> bool:
     return type(mine) is type(theirs) and mine == theirs
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
     if isinstance(value, Tensor):
         return f"<tensor {'x'.join(map(str, value.shape))}>"
     if isinstance(value, Path):
         return value.name
     if isinstance(value, tuple):
-        return "/".join(map(_text, value))
+        return ("x" if name == "size" else "/").join(_text(name, part) for part in value)
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)
