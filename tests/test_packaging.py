@@ -85,7 +85,7 @@ def test_wheel_holds_every_source_file_and_nothing_else(project: Path, wheel: Pa
     assert {"unit_fast/py.typed", "unit_fast/kernels/__init__.py", "unit_fast/export/__init__.py"} <= held
 
 
-def test_sdist_holds_the_targets_of_the_links(project: Path, distributions: Path) -> None:
+def test_sdist_holds_the_targets_of_the_links(distributions: Path) -> None:
     (path,) = distributions.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
