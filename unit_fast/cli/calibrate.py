@@ -1,0 +1,171 @@
+"""``unit-fast calibrate``: bounds from a little clean data."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unit_fast.cli import options
+from unit_fast.cli.outputs import check_writable
+from unit_fast.cli.terminal import Terminal
+from unit_fast.errors import DataError
+
+if TYPE_CHECKING:
+    from unit_fast.calibration import Method, Progress
+
+EXIT_INTERRUPTED = 130
+
+
+def calibrate(
+    model: options.Model,
+    data: options.Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bounds file to write.", metavar="FILE")] = Path(
+        "bounds.safetensors"
+    ),
+    method: Annotated[
+        str,
+        typer.Option(
+            help="unit (learned), paper (UNIT as published), mean-std:4 (deviations), percentile:0.99 (ReAct), "
+            "maximum (Ranger).",
+            metavar="METHOD",
+        ),
+    ] = "unit",
+    granularity: Annotated[
+        options.Granularity, typer.Option(help="One bound for every neuron, channel, or layer.")
+    ] = options.Granularity.NEURON,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Accuracy that clean data may lose, 0.03 for three points; unit and paper only.", min=0, max=1
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bounds.", min=0)] = 0,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only layers whose name matches, such as 'features.*'; repeatable.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches; repeatable.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a calibration to the same --output was stopped.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw every layer's clean activations and bounds here (.png, .svg).")
+    ] = None,
+    weights: options.Weights = None,
+    model_args: options.ModelArgs = "{}",
+    device: options.Device = "auto",
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    batch_size: options.BatchSize = 128,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Learn from clean samples how far each activation of the model may go; writes a bounds file."""
+    terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
+    check_writable(output)
+    if plot is not None:
+        check_writable(plot, "--plot")
+    checkpoint = _checkpoint(output, resume, terminal)
+
+    from unit_fast.calibration import calibrate as fit
+    from unit_fast.cli.data import Batches, open_samples, parse_normalisation
+    from unit_fast.cli.devices import parse_device
+    from unit_fast.cli.models import load_model
+
+    with terminal.warnings_as_notes():
+        chosen = parse_method(method, tolerance)
+        place = parse_device(device)
+        samples = open_samples(data, size)
+        batches = Batches(samples, batch_size, parse_normalisation(mean, std))
+        loaded = load_model(model, weights, model_args, place)
+        terminal.note(f"calibrating {model} on {len(samples)} samples of {data}")
+        with _telling_how_to_resume(terminal, checkpoint), _bar(terminal) as progress:
+            bounds = fit(
+                loaded,
+                batches,
+                method=chosen,
+                granularity=granularity.value,
+                example_input=batches.example().to(place),
+                include=include,
+                exclude=exclude,
+                seed=seed,
+                progress=progress,
+                checkpoint=checkpoint,
+                batch_size=batch_size,
+            )
+        bounds.save(output)
+        if plot is not None:
+            bounds.plot(plot)
+        interrupted = checkpoint.exists()
+        terminal.show(bounds.summary())
+        terminal.note(f"wrote {output}" + (f" and {plot}" if plot is not None else ""))
+        terminal.result(
+            {
+                "output": output,
+                "granularity": bounds.granularity,
+                "sites": len(bounds.sites),
+                "bounds": sum(tensor.numel() for tensor in bounds.values()),
+                "sha256": bounds.sha256,
+                "interrupted": interrupted,
+                **bounds.metadata,
+            }
+        )
+    if interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def parse_method(text: str, tolerance: float | None = None) -> "Method":
+    """A calibration method from its name and number, such as ``percentile:0.99``.
+
+    Raises:
+        DataError: no such method, not a number, or a tolerance for a method that has none.
+    """
+    from unit_fast.calibration import Maximum, MeanStd, Percentile, Unit
+
+    name, _, number = text.partition(":")
+    searched: dict[str, dict[str, Any]] = {"unit": {}, "paper": {"recipe": "paper"}}
+    measured = {"mean-std": (MeanStd, "k"), "percentile": (Percentile, "q"), "maximum": (Maximum, "")}
+    if name in searched and not number:
+        given = {} if tolerance is None else {"tolerance": tolerance}
+        return Unit(**searched[name], **given)
+    if name not in measured or (number and not measured[name][1]):
+        raise DataError(f"--method {text}: expected unit, paper, mean-std:4, percentile:0.99 or maximum")
+    if tolerance is not None:
+        raise DataError(f"--tolerance is for --method unit and paper; {name} measures and does not search")
+    kind, setting = measured[name]
+    if not number:
+        return kind()
+    try:
+        return kind(**{setting: float(number)})
+    except ValueError as error:
+        raise DataError(f"--method {text}: expected a number after the colon") from error
+
+
+def _checkpoint(output: Path, resume: bool, terminal: Terminal) -> Path:
+    path = output.with_name(f"{output.name}.checkpoint")
+    if resume and not path.exists():
+        raise DataError(f"--resume: there is no {path}, so nothing to go on with; leave --resume out")
+    if not resume and path.exists():
+        terminal.note(f"starting over; --resume would have gone on from {path}")
+        path.unlink()
+    return path
+
+
+@contextmanager
+def _telling_how_to_resume(terminal: Terminal, checkpoint: Path) -> Iterator[None]:
+    # With bounds within the tolerance in hand, calibrate() returns them instead of raising.
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            terminal.note(f"stopped before any bounds were good enough; --resume goes on from {checkpoint}")
+        raise
+
+
+def _bar(terminal: Terminal) -> "AbstractContextManager[Progress | None]":
+    from unit_fast.calibration.progress import ProgressBar
+
+    return ProgressBar(console=terminal.notes) if terminal.shows_progress else nullcontext()

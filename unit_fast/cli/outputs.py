@@ -1,0 +1,45 @@
+"""Find out that a result cannot be written before the long work that makes it, not after."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from unit_fast.files import OutputError
+
+
+def check_writable(path: Path, option: str = "--output") -> Path:
+    """Return ``path`` if a file can be made there.
+
+    Raises:
+        OutputError: its folder is missing or read-only, or ``path`` is a folder.
+    """
+    if path.is_dir():
+        raise OutputError(f"{option} {path} is a folder; name a file in it, such as {path / 'result'}")
+    _try_to_write(path.parent, option, path)
+    return path
+
+
+def make_folder(path: Path, option: str = "--output") -> Path:
+    """Create the folder ``path`` where it is missing, and return it.
+
+    Raises:
+        OutputError: it cannot be made or written to, or is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{option} {path}: cannot make the folder: {error.strerror or error}") from error
+    _try_to_write(path, option, path)
+    return path
+
+
+def _try_to_write(folder: Path, option: str, named: Path) -> None:
+    if not folder.is_dir():
+        raise OutputError(f"{option} {named}: there is no folder {folder}; create it first")
+    try:
+        # Asking the file system is the only sure test: permissions, read-only mounts and quotas all count.
+        handle, probe = tempfile.mkstemp(prefix=".unit-fast-", dir=folder)
+    except OSError as error:
+        raise OutputError(f"{option} {named}: cannot write to {folder}: {error.strerror or error}") from error
+    os.close(handle)
+    Path(probe).unlink()
