@@ -1,6 +1,7 @@
 """Weights into a module: safetensors, or a torch checkpoint of plain tensors."""
 
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from unit_fast.cli.model_error import ModelError
 
 # Under these names training scripts keep the weights beside the epoch, the optimiser and the like.
 _WRAPPERS = ("state_dict", "model_state_dict", "net", "model", "weights")
+# How torch says that a pickle asks for classes or functions, as opposed to bytes that are no pickle.
+_NEEDS_CODE = re.compile(r"GLOBAL|Can only (create new object|build Tensor)")
 # Put before every name by DataParallel and by torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -59,7 +62,7 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower() and "weights only" not in str(error).lower():
+        if not _NEEDS_CODE.search(str(error)):
             raise ModelError(f"--weights {path} is damaged, or no checkpoint: {_first_line(error)}") from error
         raise ModelError(
             f"--weights {path} holds pickled Python objects, and unpickling can run any code that is in the file; ask "
