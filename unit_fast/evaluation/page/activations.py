@@ -9,7 +9,8 @@ from unit_fast.evaluation.page.svg import Markup, drawing, percent, tag
 
 _WIDTH, _PLOT, _LEFT, _TITLE, _GAP, _AXIS = 350.0, 84.0, 30.0, 16.0, 8.0, 18.0
 _STEP = _TITLE + _PLOT + _GAP
-_DECADES = 6
+# A handful of activations among hundreds of millions is what a trigger may be seen by.
+_DECADES = 10
 
 
 def activations(histograms: Sequence[SiteHistogram]) -> Markup:
@@ -97,10 +98,10 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def _floor(histogram: SiteHistogram) -> int:
-    """The decade of the smallest share there is, one scale for all plots of the site."""
+    """The decade below the smallest share there is, one scale for all plots of the site."""
     series = (histogram.clean, histogram.triggered, histogram.clean_after, histogram.triggered_after)
     smallest = min((share for counts in series for share in _shares(counts or ()) if share > 0), default=1.0)
-    return min(max(math.floor(math.log10(smallest)), -_DECADES), -1)
+    return min(max(math.ceil(math.log10(smallest)) - 1, -_DECADES), -1)
 
 
 def _shares(counts: tuple[int, ...]) -> list[float]:
