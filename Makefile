@@ -45,6 +45,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	        echo "Python cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	fi
 	@echo "installing torch, then unit_fast and its tools, into $(VENV) (once; minutes on a slow line)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

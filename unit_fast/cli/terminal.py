@@ -52,9 +52,8 @@ class Terminal:
     def warnings_as_notes(self) -> Iterator[None]:
         """Turn our warnings into one line each; drop those of other libraries unless ``verbose``."""
         with warnings.catch_warnings():
-            if not self.verbose:
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("always", UnitFastWarning)
+            warnings.simplefilter("default" if self.verbose else "ignore")
+            warnings.simplefilter("always", UnitFastWarning)
             warnings.showwarning = self._show_warning
             yield
 

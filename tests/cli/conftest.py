@@ -1,0 +1,74 @@
+"""A working folder with a small model and samples, and the command line to run in it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from unit_fast.cli import app
+
+FACTORY = """
+import torch
+from torch import nn
+
+def net(classes=3):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(24, classes),
+    )
+"""
+
+
+def _net() -> nn.Module:
+    scope: dict[str, Callable[[], nn.Module]] = {}
+    exec(FACTORY, scope)
+    torch.manual_seed(3)
+    return scope["net"]().eval()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model.pt2, nets.py with weights.pth, and clean.npz, which the model gets right."""
+    folder = tmp_path_factory.mktemp("prepared")
+    net = _net()
+    x = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scores = net(x)
+        # Even the classes out, so that each has its samples.
+        net[-1].bias -= scores.mean(0)
+        y = net(x).argmax(1)
+    assert torch.bincount(y, minlength=3).min() >= 10
+    program = torch.export.export(net, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, folder / "model.pt2")
+    torch.save(net.state_dict(), folder / "weights.pth")
+    (folder / "nets.py").write_text(FACTORY)
+    np.savez(folder / "clean.npz", x=x.numpy(), y=y.numpy())
+    return folder
+
+
+@pytest.fixture
+def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new working folder with links to what is prepared; the current folder while the test runs."""
+    for file in prepared.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+@pytest.fixture
+def unit_fast() -> Callable[..., Any]:
+    """Run the command line in this process; the result has exit_code, stdout and stderr."""
+    runner = CliRunner()
+
+    def run(*arguments: object) -> Any:
+        return runner.invoke(app, [str(argument) for argument in arguments])
+
+    return run

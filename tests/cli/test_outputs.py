@@ -1,0 +1,55 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from unit_fast.cli.outputs import check_writable, make_folder
+from unit_fast.files import OutputError
+
+not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+
+
+def test_nothing_is_left_by_looking(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("kept")
+
+    check_writable(tmp_path / "new")
+    check_writable(tmp_path / "old")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_text() == "kept"
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"--html .*absent/r\.html: there is no folder .*absent; create it first"):
+        check_writable(tmp_path / "absent" / "r.html", "--html")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder; name a file in it"):
+        check_writable(tmp_path)
+
+
+def test_place_that_takes_no_files() -> None:
+    with pytest.raises(OutputError, match="cannot write to /proc"):
+        check_writable(Path("/proc/bounds.safetensors"))
+
+
+@not_as_root
+def test_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+
+    with pytest.raises(OutputError, match="Permission denied"):
+        check_writable(tmp_path / "file")
+
+
+def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+
+    with pytest.raises(OutputError, match="cannot make the folder"):
+        make_folder(tmp_path / "a")
