@@ -7,6 +7,7 @@ from unit_fast.calibration.moments import StreamingMoments
 from unit_fast.calibration.progress import Progress, ProgressStep
 from unit_fast.calibration.quantiles import QuantileSketch
 from unit_fast.calibration.samples import SampleStore
+from unit_fast.calibration.unit import Unit
 
 __all__ = [
     "CalibrationContext",
@@ -19,5 +20,6 @@ __all__ = [
     "QuantileSketch",
     "SampleStore",
     "StreamingMoments",
+    "Unit",
     "calibrate",
 ]

@@ -34,7 +34,7 @@ class MeanStd(Method):
     def fit(self, context: CalibrationContext) -> dict[str, Tensor]:
         """Mean and deviation in one pass."""
         bounds = {}
-        for site, moments in _observe_moments(context).items():
+        for site, moments in observe_moments(context).items():
             values = (moments.mean + self.k * moments.std()).to(context.device, torch.float32)
             bounds[site.name] = from_units(values, site, context.granularity)
         return bounds
@@ -147,7 +147,8 @@ class _Part(NamedTuple):
     capacity: int
 
 
-def _observe_moments(context: CalibrationContext) -> dict[Site, StreamingMoments]:
+def observe_moments(context: CalibrationContext) -> dict[Site, StreamingMoments]:
+    """Moments of every unit of every site over the fit part, in one pass."""
     moments = {site: StreamingMoments(unit_count(site, context.granularity), context.device) for site in context.sites}
     for activations in _Passes(context).once():
         for site, seen in moments.items():

@@ -35,13 +35,19 @@ class GrowingHistogram:
 
     @property
     def counts(self) -> Tensor:
-        """(BINS,) int64 on the CPU."""
-        return self._counts.clone()
+        """(bins,) int64 on the CPU, from the first bin that holds something to the last; at most :data:`BINS`."""
+        return self._counts[self._occupied()].clone()
 
     @property
     def edges(self) -> Tensor:
-        """(BINS + 1,) float32 on the CPU."""
-        return torch.linspace(self._low, self._low + self._span, BINS + 1)
+        """(bins + 1,) float32 on the CPU."""
+        occupied = self._occupied()
+        edges = torch.linspace(self._low, self._low + self._span, BINS + 1)
+        return edges[occupied.start : occupied.stop + 1].clone()
+
+    def _occupied(self) -> slice:
+        bins = self._counts.nonzero().flatten().tolist()
+        return slice(bins[0], bins[-1] + 1) if bins else slice(0, BINS)
 
 
 def _pairs(counts: Tensor) -> Tensor:

@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from unit_fast.calibration.bounded import BoundedGraph
 from unit_fast.calibration.context import CalibrationContext
-from unit_fast.calibration.granularity import from_units, to_units, unit_count
+from unit_fast.calibration.estimators import MeanStd
 from unit_fast.calibration.minibatches import MiniBatches
-from unit_fast.calibration.moments import StreamingMoments
 from unit_fast.calibration.search import Search
 
-_WIDTH = 4.0  # standard deviations above the mean at the start
+WIDTH = 4.0  # standard deviations above the mean at the start
 _COST = 1e-3
 _COST_UP = 2.0
 _COST_DOWN = 2.0**1.5
@@ -44,7 +42,7 @@ class PaperSearch(Search):
         self._graph = BoundedGraph(context)
         size = len(context.fit_indices) if batch_size is None else batch_size
         self._batches = MiniBatches(context.fit_indices, size, context.seed)
-        self._bounds = {name: bound.requires_grad_() for name, bound in mean_plus_std(context, _WIDTH).items()}
+        self._bounds = {name: bound.requires_grad_() for name, bound in MeanStd(WIDTH).fit(context).items()}
         self._start = self._tightness_sum()
         self._optimizer = torch.optim.Adam(list(self._bounds.values()), lr=learning_rate, betas=_BETAS)
         self._threshold = context.accuracy(context.graph, context.validation_indices) - tolerance
@@ -133,18 +131,3 @@ class PaperSearch(Search):
         self._optimizer.load_state_dict(state["optimizer"])
         self._cost, self._up, self._down, self._reset, self._best_sum = state["steering"]
         self.validation_accuracy = state["validation_accuracy"]
-
-
-def mean_plus_std(context: CalibrationContext, width: float) -> dict[str, Tensor]:
-    """mean + width · standard deviation (unbiased) of every unit over the fit part, shaped as the bounds, float32."""
-    moments = {
-        site.name: StreamingMoments(unit_count(site, context.granularity), context.device) for site in context.sites
-    }
-    for activations in context.activations(context.fit_indices):
-        for site in context.sites:
-            moments[site.name].update(to_units(activations[site.name], site, context.granularity))
-    bounds = {}
-    for site in context.sites:
-        values = moments[site.name].mean + width * moments[site.name].std()
-        bounds[site.name] = from_units(values, site, context.granularity).to(context.device, torch.float32)
-    return bounds

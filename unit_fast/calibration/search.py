@@ -68,6 +68,12 @@ class Search(ABC):
         """Whether another step would be of no use."""
         return self.done >= self.total
 
+    def settle(self) -> None:  # noqa: B027 - a search that judges every step has nothing to do
+        """Bring the bounds as they are within the tolerance: called at the end, and on Ctrl-C."""
+
+    def close(self) -> None:  # noqa: B027 - most searches hold nothing
+        """Let go of what the search holds on disk."""
+
     @abstractmethod
     def failure(self) -> str:
         """What to say when the search ended without bounds within the tolerance."""
@@ -84,6 +90,13 @@ def run(search: Search, context: CalibrationContext, settings: dict[str, Any]) -
         ToleranceError: no step was within the tolerance.
         DataError: the checkpoint is of another run, or damaged.
     """
+    try:
+        return _run(search, context, settings)
+    finally:
+        search.close()
+
+
+def _run(search: Search, context: CalibrationContext, settings: dict[str, Any]) -> dict[str, Tensor]:
     path = context.checkpoint
     identity = _identity(context, settings)
     if path is not None and path.exists():
@@ -91,6 +104,7 @@ def run(search: Search, context: CalibrationContext, settings: dict[str, Any]) -
         _logger.info("resuming at step %d of %d from %s", search.done, search.total, path)
     clock = StepClock(search.total, search.done)
     saved = time.monotonic()
+    interrupted = False
     try:
         with _interrupts_between_steps() as deliver_interrupt:
             while not search.finished:
@@ -102,24 +116,26 @@ def run(search: Search, context: CalibrationContext, settings: dict[str, Any]) -
                     saved = time.monotonic()
                 deliver_interrupt()
     except KeyboardInterrupt:
+        interrupted = True
         if path is not None:
             _write(path, identity, search)
-        if search.best is None:
-            raise
-        context.notes["interrupted_at_step"] = search.done
+    search.settle()
+    context.notes["steps"] = search.done
+    if search.best is None:
+        if interrupted:
+            raise KeyboardInterrupt
+        raise ToleranceError(search.failure())
+    if interrupted:
+        context.notes["interrupted"] = True
         resume = "" if path is None else f"; resume from {path} to go on"
         warnings.warn(
-            f"interrupted at step {search.done} of {search.total}: these are the tightest bounds so far{resume}",
+            f"interrupted after step {search.done} of {search.total}: these are the best bounds so far{resume}",
             InterruptedWarning,
-            stacklevel=2,
+            stacklevel=4,
         )
-        return search.best
-    if search.best is None:
-        raise ToleranceError(search.failure())
-    if path is not None:
+    elif path is not None:
         path.unlink(missing_ok=True)
-    context.notes["steps"] = search.done
-    return search.best
+    return {name: bound.detach() for name, bound in search.best.items()}
 
 
 def _report(search: Search, clock: StepClock, context: CalibrationContext) -> None:

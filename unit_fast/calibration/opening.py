@@ -1,0 +1,193 @@
+"""The default search of UNIT: start so tight that the model suffers, then open only what clean data asks for.
+
+The published search starts wide and tightens while clean accuracy lasts. What it leaves is the room that clean data
+never used, and a trigger fits in there. This one comes from the other side: every bound starts at the same number of
+standard deviations, too low to live with, and rises only by the gradient of the divergence from the original model's
+outputs. Bounds that clean data does not press against stay where they are, and the trigger stays out.
+
+1. One bound is mean + k · scale of its unit over the fit part, where scale² = std² + (0.1 · rms of the site's std)²,
+   so that units that hardly ever move have room to. One k for all is found at which the divergence of the validation
+   part is about 30 times what is tolerated.
+2. Adam on each k, in units of the scale, lowers KL(original ‖ sanitised) on mini-batches of the fit part, shifted and
+   mixed (:mod:`unit_fast.calibration.augment`). There is no other term in the loss, and labels are not used.
+3. One shift of all k brings the divergence of the validation part to what is tolerated.
+
+The tolerance is a share of changed decisions. A decision that was sure and flips costs at least ln 2 nats, so by
+Markov's inequality no more than KL / ln 2 of them flip: the divergence is held at tolerance · ln 2, and the validation
+accuracy within the tolerance besides.
+"""
+
+from collections.abc import Callable, Iterator
+from math import log
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unit_fast.calibration.augment import augment
+from unit_fast.calibration.bounded import BoundedGraph
+from unit_fast.calibration.context import CalibrationContext
+from unit_fast.calibration.estimators import observe_moments
+from unit_fast.calibration.granularity import from_units
+from unit_fast.calibration.inputs import call_model
+from unit_fast.calibration.minibatches import MiniBatches
+from unit_fast.calibration.paper import WIDTH
+from unit_fast.calibration.samples import SampleStore
+from unit_fast.calibration.search import Search
+
+STEPS = 30
+LEARNING_RATE = 0.05  # scales a step
+BATCH_SIZE = 128
+_BETAS = (0.5, 0.9)  # as published
+_START = 30.0  # times the tolerated divergence
+_FLOOR = 0.1  # of the site's rms deviation
+_JUDGE_EVERY = 5  # steps: the verdict of the validation part costs as much as a step
+_HALVINGS = 6  # of an interval 3 scales wide: to within 0.05 scales
+_WIDEST = 64.0  # scales; nothing binds there
+
+
+class OpeningSearch(Search):
+    """See the module's text.
+
+    Args:
+        context: of the calibration.
+        tolerance: share of decisions that may change on clean data, in (0, 1).
+        steps: of Adam, None for 30.
+        learning_rate: of Adam in units of each bound's scale, None for 0.05.
+        batch_size: fit samples a step, None for 128.
+    """
+
+    def __init__(
+        self,
+        context: CalibrationContext,
+        tolerance: float,
+        steps: int | None,
+        learning_rate: float | None,
+        batch_size: int | None,
+    ) -> None:
+        self.total = steps or STEPS
+        self._context = context
+        self._graph = BoundedGraph(context)
+        self._tolerance = tolerance
+        self._tolerated = tolerance * log(2)
+        self._batches = MiniBatches(context.fit_indices, batch_size or BATCH_SIZE, context.seed)
+        self._k: dict[str, Tensor] = {}
+        self._mean, self._scale, self._widest_mean = _spread(context)
+        self._reference = SampleStore(self._original_logits(), context.device)
+        self._least_accuracy = self._judge(_WIDEST)[1] - tolerance
+        start = self._smallest(lambda k: self._judge(k)[0] <= _START * self._tolerated, 0.0, 3.0)
+        self._k = {name: torch.full_like(mean, start).requires_grad_() for name, mean in self._mean.items()}
+        self._optimizer = torch.optim.Adam(list(self._k.values()), lr=learning_rate or LEARNING_RATE, betas=_BETAS)
+        context.notes["start"] = start
+
+    def step(self) -> None:
+        """One step of Adam; every few, the verdict of the validation part."""
+        batch = self._context.samples.read(self._batches.at(self.done))
+        generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + self.done)
+        x = augment(batch.x, generator)
+        with torch.no_grad():
+            original = self._context.logits(call_model(self._context.graph, x))
+        self._optimizer.zero_grad()
+        divergence(original, self._graph(self._bounds(0.0), x)).mean().backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        if (self.done + 1) % _JUDGE_EVERY == 0:
+            self.validation_accuracy = self._judge(0.0)[1]
+
+    def settle(self) -> None:
+        """Shift all k alike until the divergence of the validation part is what is tolerated."""
+        shift = self._smallest(self._within, -0.5, 1.0)
+        self.best = self._bounds(shift)
+        reached, self.validation_accuracy = self._judge(shift)
+        self._context.notes.update(shift=shift, validation_divergence=reached, tolerated_divergence=self._tolerated)
+
+    def _within(self, shift: float) -> bool:
+        reached, accuracy = self._judge(shift)
+        return reached <= self._tolerated and accuracy >= self._least_accuracy
+
+    @torch.no_grad()
+    def _judge(self, shift: float) -> tuple[float, float]:
+        """Mean divergence (nats) and accuracy of the validation part when all k, or 0 before there are any, shift."""
+        bounds = self._bounds(shift)
+        indices = self._context.validation_indices
+        total = correct = 0.0
+        originals = self._reference.batches(batch_size=self._context.batch_size)
+        samples = self._context.samples.batches(indices, self._context.batch_size)
+        for original, batch in zip(originals, samples, strict=True):
+            assert isinstance(original.x, Tensor)  # as _original_logits gave it
+            logits = self._graph(bounds, batch.x)
+            total += float(divergence(original.x, logits).sum())
+            correct += int((logits.argmax(1) == batch.y).sum())
+        return total / len(indices), correct / len(indices)
+
+    def _bounds(self, shift: float) -> dict[str, Tensor]:
+        return {
+            name: mean + ((self._k[name] if self._k else 0.0) + shift) * self._scale[name]
+            for name, mean in self._mean.items()
+        }
+
+    def _smallest(self, accepts: Callable[[float], bool], low: float, high: float) -> float:
+        """The smallest number that ``accepts``, between ``low`` and, if it has to be, the widest there is."""
+        while not accepts(high) and high < _WIDEST:
+            low, high = high, 2 * high
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if accepts(middle) else (middle, high)
+        return high
+
+    @torch.no_grad()
+    def _original_logits(self) -> Iterator[Tensor]:
+        for batch in self._context.samples.batches(self._context.validation_indices, self._context.batch_size):
+            yield self._context.logits(call_model(self._context.graph, batch.x))
+
+    def tightness(self) -> float:
+        """1 − (Σ mean(bound) now / Σ mean(bound) where the published search starts)."""
+        now = sum(float(bound.detach().mean()) for bound in self._bounds(0.0).values())
+        return 1 - now / self._widest_mean if self._widest_mean > 0 else 0.0
+
+    def failure(self) -> str:
+        """Says that even the widest bounds change too much."""
+        return (
+            f"no bounds keep the divergence of the validation part within {self._tolerated:.3g} nats and its accuracy "
+            f"within {self._tolerance}; are the model's class scores finite on the calibration set?"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`Search.state`."""
+        return {
+            "k": {name: k.detach() for name, k in self._k.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "validation_accuracy": self.validation_accuracy,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :meth:`Search.restore`."""
+        with torch.no_grad():
+            for name, k in self._k.items():
+                k.copy_(state["k"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.validation_accuracy = state["validation_accuracy"]
+
+    def close(self) -> None:
+        """Give the disk space of the reference outputs back."""
+        self._reference.close()
+
+
+def divergence(original: Tensor, sanitised: Tensor) -> Tensor:
+    """KL(original ‖ sanitised) of each sample in nats, (N,), from logits (N, classes)."""
+    expected, found = F.log_softmax(original.float(), 1), F.log_softmax(sanitised.float(), 1)
+    return (expected.exp() * (expected - found)).sum(1)
+
+
+def _spread(context: CalibrationContext) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    """Mean and scale of every unit over the fit part, shaped as bounds, and Σ mean(mean + 4 · std)."""
+    means: dict[str, Tensor] = {}
+    scales: dict[str, Tensor] = {}
+    widest = 0.0
+    for site, moments in observe_moments(context).items():
+        mean, std = moments.mean, moments.std()
+        scale = (std.square() + _FLOOR**2 * std.square().mean()).sqrt()
+        for shaped, values in ((means, mean), (scales, scale)):
+            shaped[site.name] = from_units(values, site, context.granularity).to(context.device, torch.float32)
+        widest += float((mean + WIDTH * std).mean())
+    return means, scales, widest
