@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS
 
@@ -41,3 +42,82 @@ def pointwise_config(rows: int, positions: int) -> PointwiseConfig:
     block_r = max(1, TILE // block_s)
     tiles = -(-rows // block_r) * -(-positions // block_s)
     return PointwiseConfig(block_r, block_s, loops=4 if tiles >= 4 * 2048 else 1)
+
+
+@dataclass(frozen=True)
+class MatmulConfig:
+    """A tile of the matrix kernels: BLOCK_M rows × BLOCK_N channels, BLOCK_K of the sum a step.
+
+    ``block_k`` counts half-precision elements; float32 takes half of it, the same number of bytes. ``subtiles`` = 2
+    finishes the columns in two halves: at 128×256 with a residual and neuron bounds 230 registers instead of a spill.
+    """
+
+    loader: Literal["tma", "pointer"]
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    subtiles: int = 1
+    group_m: int = 8
+
+    def k_of(self, itemsize: int) -> int:
+        """BLOCK_K for elements of ``itemsize`` bytes."""
+        return self.block_k * 2 // itemsize
+
+    def __str__(self) -> str:
+        """As the tables of docs/kernels.md name it."""
+        return f"{self.loader} {self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages}"
+
+
+# Largest first. Registers and spills of each stand in docs/kernels.md, and a test compiles them all.
+LINEAR: dict[int, tuple[MatmulConfig, ...]] = {
+    80: (
+        MatmulConfig("pointer", 128, 128, 32, num_warps=8, num_stages=4, subtiles=2),
+        MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 64, 128, 32, num_warps=4, num_stages=4, subtiles=2),
+        MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3),
+        MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 16, 64, 64, num_warps=4, num_stages=4),
+    ),
+    90: (
+        MatmulConfig("tma", 128, 256, 64, num_warps=8, num_stages=3, subtiles=2),
+        MatmulConfig("tma", 128, 128, 64, num_warps=8, num_stages=4, subtiles=2),
+        MatmulConfig("tma", 128, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("tma", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
+        MatmulConfig("tma", 64, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 128, 128, 64, num_warps=8, num_stages=3, subtiles=2),
+        MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
+        MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 16, 64, 64, num_warps=4, num_stages=4),
+    ),
+}
+LINEAR[100] = LINEAR[90]
+
+
+def architecture(capability: int) -> int:
+    """The column of the tables for a compute capability (major·10 + minor): the newest that is not newer."""
+    return max((a for a in LINEAR if a <= capability), default=80)
+
+
+def fitting(table: Sequence[MatmulConfig], m: int, n: int, programs: int, *, tma: bool) -> tuple[MatmulConfig, ...]:
+    """The configurations worth timing for M×N outputs on ``programs`` multiprocessors, the likeliest best first.
+
+    Left out: loaders that cannot address the operands, and tiles of which more than half would lie outside. First comes
+    the largest tile that still gives every multiprocessor one; if none does, the one that gives the most tiles.
+    """
+    loaders = {"tma", "pointer"} if tma else {"pointer"}
+    usable = [c for c in table if c.loader in loaders]
+    kept = [c for c in usable if c.block_m < 2 * max(m, 16) and c.block_n < 2 * max(n, 64)]
+
+    def tiles(config: MatmulConfig) -> int:
+        return -(-m // config.block_m) * -(-n // config.block_n)
+
+    def rank(config: MatmulConfig) -> tuple[bool, int, bool]:
+        full = tiles(config) >= programs
+        area = config.block_m * config.block_n
+        return (not full, -area if full else -tiles(config), config.loader != "tma")
+
+    return tuple(sorted(kept or usable[-1:], key=rank))

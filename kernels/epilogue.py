@@ -50,10 +50,10 @@ def finish(v, scale, bias, residual, bound, ACT: tl.constexpr, ALPHA: tl.constex
     """``min(act(v·scale + bias + residual), bound)``: v is float32, operands broadcast to it, None is left out."""
     if scale is not None:
         v = v * scale.to(tl.float32)
-    if bias is not None:
-        v = v + bias.to(tl.float32)
     if residual is not None:
         v = v + residual.to(tl.float32)
+    if bias is not None:
+        v = v + bias.to(tl.float32)
     v = activate(v, ACT, ALPHA, BETA)
     if bound is not None:
         v = clamp(v, bound.to(tl.float32))
@@ -90,44 +90,95 @@ def finish_and_count(
 
 @triton.jit
 def store_tile(
-    acc,  # (BLOCK_M, BLOCK_N) float32
-    rows,  # (BLOCK_M,) int64, rows of the output
-    cols,  # (BLOCK_N,) int32
-    row_ok,
-    col_ok,
+    acc,  # (BLOCK_M, columns) float32
+    first,  # int64, the tile's first row
+    cols,  # (columns,) int32
+    M,
+    N,
     out_ptr,  # (M, N), N contiguous
     bias_ptr,  # (N,) or None
     residual_ptr,  # as out, or None
     bound_ptr,  # (), (N,) or (sample_rows, N), by BOUND; None without
     count_ptr,  # (samples,) int32, or None
-    N,
     sample_rows,  # rows a sample: P·Q after a convolution, tokens after a linear
     BOUND: tl.constexpr,  # "none" | "tensor" | "channel" | "neuron"
     ACT: tl.constexpr,
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
-    """The epilogue of a matrix tile: load what it needs, finish, store."""
+    """The epilogue of a matrix tile: load what it needs, finish, store.
+
+    Only the tile's first row is 64-bit; offsets within a tile and a sample are 32-bit, which the launchers check.
+    """
+    local = tl.arange(0, BLOCK_M)
+    row_ok = local < M - first
+    col_ok = cols < N
     ok = row_ok[:, None] & col_ok[None, :]
-    offsets = rows[:, None] * N + cols[None, :]
+    offsets = local[:, None] * N + cols[None, :]
     bias = None
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + cols, mask=col_ok, other=0.0)[None, :]
     residual = None
     if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=ok, other=0.0)
+        residual = tl.load(residual_ptr + first * N + offsets, mask=ok, other=0.0)
+    within = (first % sample_rows).to(tl.int32) + local  # rows since the first sample of this tile began
     bound = None
     if BOUND == "tensor":
         bound = tl.load(bound_ptr)
     elif BOUND == "channel":
         bound = tl.load(bound_ptr + cols, mask=col_ok, other=0.0)[None, :]
     elif BOUND == "neuron":
-        within = (rows % sample_rows).to(tl.int32)  # a sample is below 2³¹ elements; the launcher checks
-        bound = tl.load(bound_ptr + within[:, None] * N + cols[None, :], mask=ok, other=0.0)
+        neurons = (within % sample_rows)[:, None] * N + cols[None, :]
+        bound = tl.load(bound_ptr + neurons, mask=ok, other=0.0)
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     if count_ptr is not None:
-        samples = rows // sample_rows
-        v = finish_and_count(acc, None, bias, residual, bound, count_ptr, samples, row_ok, ok, ACT, ALPHA, BETA, DTYPE)
+        samples = first // sample_rows + within // sample_rows
+        v = finish_and_count(
+            acc, None, bias, residual, bound, count_ptr, samples, row_ok, ok, ACT, ALPHA, BETA, DTYPE
+        )  # fmt: skip
     else:
         v = finish(acc, None, bias, residual, bound, ACT, ALPHA, BETA)
-    tl.store(out_ptr + offsets, v.to(DTYPE), mask=ok)
+    tl.store(out_ptr + first * N + offsets, v.to(DTYPE), mask=ok)
+
+
+@triton.jit
+def store_block(
+    acc,  # (BLOCK_M, BLOCK_N) float32
+    row_block,
+    col_block,
+    M,
+    N,
+    out_ptr,
+    bias_ptr,
+    residual_ptr,
+    bound_ptr,
+    count_ptr,
+    sample_rows,
+    BOUND: tl.constexpr,
+    ACT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SUBTILES: tl.constexpr,  # 1, or 2: the columns in two halves, to hold fewer operands in registers at once
+):
+    """``store_tile`` of the block (row_block, col_block)."""
+    first = row_block.to(tl.int64) * BLOCK_M
+    if SUBTILES == 1:
+        cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
+        store_tile(
+            acc, first, cols, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+            BOUND, ACT, ALPHA, BETA, BLOCK_M,
+        )  # fmt: skip
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+        store_tile(
+            left, first, cols, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+            BOUND, ACT, ALPHA, BETA, BLOCK_M,
+        )  # fmt: skip
+        store_tile(
+            right, first, cols + BLOCK_N // 2, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+            BOUND, ACT, ALPHA, BETA, BLOCK_M,
+        )  # fmt: skip

@@ -16,3 +16,23 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
 def streaming_multiprocessors(x: Tensor) -> int:
     """How many programs run side by side; 4 in the interpreter, so that programs walk several tiles there too."""
     return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
+
+
+def capability_of(x: Tensor) -> int:
+    """The compute capability, major·10 + minor; 90 in the interpreter, so that the newest paths are the tested ones."""
+    if not x.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return major * 10 + minor
+
+
+def dot_precision(x: Tensor, *, convolution: bool) -> str:
+    """How float32 is multiplied: TF32 where torch allows it, else three TF32 products that together carry float32."""
+    # torch.backends.cudnn is replaced at import by an object that mypy does not see
+    backend = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    return "tf32" if x.dtype == torch.float32 and backend.fp32_precision == "tf32" else "tf32x3"
+
+
+def tma_can_address(*matrices: Tensor) -> bool:
+    """Whether a tensor map can describe these matrices: 16-byte aligned, rows a multiple of 16 bytes apart."""
+    return all(t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in matrices)

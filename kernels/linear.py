@@ -1,0 +1,275 @@
+"""Matrix multiplication with the epilogue on its accumulator: linear layers and 1×1 convolutions.
+
+out[M, N] = epilogue(x[M, K] · weight[N, K]ᵀ). A 1×1 convolution over NHWC is the same with M = N·P·Q; where it strides,
+rows of the output are mapped to rows of the input. Two loaders share the tile order and the epilogue: TMA descriptors
+with persistent programs (sm_90 and later), and pointers (everywhere, and whatever TMA cannot address).
+"""
+# A kernel's arguments are Triton's own types, which have no annotations.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from unit_fast.kernels.checks import check_linear
+from unit_fast.kernels.configs import LINEAR, MatmulConfig, activation_constants, architecture, fitting
+from unit_fast.kernels.epilogue import store_block
+from unit_fast.kernels.launch import (
+    capability_of,
+    dot_precision,
+    on_device_of,
+    streaming_multiprocessors,
+    tma_can_address,
+)
+from unit_fast.kernels.layout import Operand, check_counts, check_kernel_operands, per_sample
+
+
+@triton.jit
+def tile_of(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Row and column block of a tile number: column by column within GROUP_M row blocks, which L2 then holds."""
+    row_blocks = tl.cdiv(M, BLOCK_M)
+    col_blocks = tl.cdiv(N, BLOCK_N)
+    group = tile // (GROUP_M * col_blocks)
+    first = group * GROUP_M
+    size = min(row_blocks - first, GROUP_M)
+    within = tile % (GROUP_M * col_blocks)
+    return first + within % size, within // size
+
+
+@triton.jit
+def _linear_pointer_kernel(
+    x_ptr,  # rows of K
+    weight_ptr,  # (N, K)
+    out_ptr,  # (M, N)
+    bias_ptr,  # (N,) or None
+    residual_ptr,  # (M, N) or None
+    bound_ptr,
+    count_ptr,
+    M,
+    N,
+    K,
+    sample_rows,  # rows of the output a sample
+    out_width,  # Q, and below: how a strided 1×1 convolution finds its input row
+    in_width,
+    in_rows,  # rows of the input a sample
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    BOUND: tl.constexpr,
+    ACT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr,
+):
+    row_block, col_block = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    # Rows and columns past the end read the first one: their results are never stored, and no address is out of bounds.
+    first = row_block.to(tl.int64) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    rows = tl.where(rows < M - first, rows, 0)
+    if STRIDE_H * STRIDE_W > 1:
+        rows += (first % sample_rows).to(tl.int32)
+        within = rows % sample_rows
+        within = (within // out_width) * STRIDE_H * in_width + (within % out_width) * STRIDE_W
+        x_rows = (first // sample_rows + rows // sample_rows) * in_rows + within
+    else:
+        x_rows = first + rows
+    cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = tl.where(cols < N, cols, 0)
+    ks = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + x_rows[:, None] * K + ks[None, :]
+    weight_ptrs = weight_ptr + cols[None, :].to(tl.int64) * K + ks[:, None]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_ptrs)
+            weight = tl.load(weight_ptrs)
+        else:
+            ok = ks < K - k
+            x = tl.load(x_ptrs, mask=ok[None, :], other=0.0)
+            weight = tl.load(weight_ptrs, mask=ok[:, None], other=0.0)
+        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
+        x_ptrs += BLOCK_K
+        weight_ptrs += BLOCK_K
+    store_block(
+        acc, row_block, col_block, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+        BOUND, ACT, ALPHA, BETA, BLOCK_M, BLOCK_N, SUBTILES,
+    )  # fmt: skip
+
+
+@triton.jit
+def _linear_tma_kernel(
+    x_desc,  # (M, K), blocks of (BLOCK_M, BLOCK_K)
+    weight_desc,  # (N, K), blocks of (BLOCK_N, BLOCK_K)
+    out_ptr,
+    bias_ptr,
+    residual_ptr,
+    bound_ptr,
+    count_ptr,
+    M,
+    N,
+    K,
+    sample_rows,
+    BOUND: tl.constexpr,
+    ACT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SUBTILES: tl.constexpr,
+    PROGRAMS: tl.constexpr,  # one a multiprocessor
+):
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    steps = tl.cdiv(K, BLOCK_K)
+    for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
+        row_block, col_block = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for step in range(steps):  # blocks that reach past an edge are filled with zeros by the hardware
+            x = x_desc.load([row_block * BLOCK_M, step * BLOCK_K])
+            weight = weight_desc.load([col_block * BLOCK_N, step * BLOCK_K])
+            acc = tl.dot(x, weight.T, acc, input_precision=PRECISION)
+        store_block(
+            acc, row_block, col_block, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+            BOUND, ACT, ALPHA, BETA, BLOCK_M, BLOCK_N, SUBTILES,
+        )  # fmt: skip
+
+
+class Strided(NamedTuple):
+    """Where a strided 1×1 convolution finds the input row of an output row."""
+
+    stride: tuple[int, int]
+    out_width: int
+    in_width: int
+    in_rows: int
+
+
+UNSTRIDED = Strided((1, 1), 1, 1, 1)
+
+
+class Tail(NamedTuple):
+    """What the epilogue of a matrix kernel is given, in the kernel's terms."""
+
+    bias: Tensor | None  # (N,)
+    residual: Tensor | None  # (M, N) contiguous
+    bound: Operand
+    counts: Tensor | None
+    sample_rows: int
+    act: str
+    act_args: Sequence[float]
+
+
+def multiply_rows(
+    x: Tensor,  # (rows, K) contiguous
+    weight: Tensor,  # (N, K) contiguous
+    out: Tensor,  # M·N elements, N contiguous
+    m: int,
+    tail: Tail,
+    strided: Strided = UNSTRIDED,
+    precision: str = "tf32x3",
+    config: MatmulConfig | None = None,
+) -> None:
+    """Fill ``out`` with ``epilogue(x · weightᵀ)``, rows of x picked by ``strided``."""
+    n, k = weight.shape
+    capability, programs = capability_of(x), streaming_multiprocessors(x)
+    tma = capability >= 90 and strided is UNSTRIDED and tma_can_address(x, weight)
+    if config is None:
+        config = fitting(LINEAR[architecture(capability)], m, n, programs, tma=tma)[0]
+    elif config.loader == "tma" and not tma:
+        raise ValueError(
+            f"unit_fast.kernels: {config} cannot load x {tuple(x.shape)} and weight {tuple(weight.shape)}: TMA needs "
+            "compute capability 9.0, rows that are a multiple of 16 bytes, and no stride; take a pointer configuration"
+        )
+    act, alpha, beta = activation_constants(tail.act, tail.act_args)
+    block_k = config.k_of(x.element_size())
+    operands = (out, tail.bias, tail.residual, tail.bound.values, tail.counts, m, n, k, tail.sample_rows)
+    constants = {
+        "BOUND": tail.bound.kind,
+        "ACT": act,
+        "ALPHA": alpha,
+        "BETA": beta,
+        "PRECISION": precision,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": block_k,
+        "GROUP_M": config.group_m,
+        "SUBTILES": config.subtiles,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,  # Triton 3.10 changes the default
+    }
+    tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
+    with on_device_of(x):
+        if config.loader == "tma":
+            programs = min(programs, tiles)
+            x_desc = TensorDescriptor(x, [m, k], [k, 1], [config.block_m, block_k])
+            weight_desc = TensorDescriptor(weight, [n, k], [k, 1], [config.block_n, block_k])
+            _linear_tma_kernel[(programs,)](x_desc, weight_desc, *operands, PROGRAMS=programs, **constants)
+        else:
+            _linear_pointer_kernel[(tiles,)](
+                x,
+                weight,
+                *operands,
+                strided.out_width,
+                strided.in_width,
+                strided.in_rows,
+                STRIDE_H=strided.stride[0],
+                STRIDE_W=strided.stride[1],
+                EVEN_K=k % block_k == 0,
+                **constants,
+            )
+
+
+def linear(
+    x: Tensor,  # (B, ..., K), float16, bfloat16 or float32
+    weight: Tensor,  # (N, K), x.dtype
+    bias: Tensor | None = None,  # (N,)
+    residual: Tensor | None = None,  # (B, ..., N), x.dtype
+    bound: Tensor | None = None,  # broadcasts to (..., N)
+    act: str = "identity",
+    act_args: Sequence[float] = (),
+    *,
+    counts: Tensor | None = None,  # (B,) int32: increased by each sample's number of values above their bound
+    config: MatmulConfig | None = None,
+) -> Tensor:  # (B, ..., N), x.dtype, contiguous
+    """``ops.linear`` by the Triton kernel; same arguments, values and errors. ``counts`` needs a bound."""
+    shape = check_linear(x, weight, bias, residual, bound, act, act_args)
+    check_kernel_operands("linear", x, shape[1:])
+    out = x.new_empty(shape)
+    if counts is not None:
+        check_counts(counts, x, bound)
+    if out.numel() == 0:
+        return out
+    if x.shape[-1] == 0:
+        raise ValueError(f"unit_fast.kernels: x is {tuple(x.shape)}; a product over no elements has no kernel")
+    rows = x.contiguous().reshape(-1, x.shape[-1])
+    operand = per_sample(bound, shape[1:], channels_last=False)
+    if operand.kind == "outer_channel" and operand.values is not None:  # per token: rows of the sample, not its columns
+        operand = Operand(
+            "neuron", operand.values.reshape(shape[1], *(1,) * (len(shape) - 2)).expand(shape[1:]).contiguous()
+        )
+    residual = None if residual is None else residual.contiguous()
+    tail = Tail(bias, residual, operand, counts, math.prod(shape[1:-1]), act, act_args)
+    multiply_rows(
+        rows,
+        weight.contiguous(),
+        out,
+        rows.shape[0],
+        tail,
+        precision=dot_precision(x, convolution=False),
+        config=config,
+    )
+    return out

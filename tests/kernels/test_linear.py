@@ -1,0 +1,113 @@
+"""The matrix kernels against the float64 reference: every shipped tile, odd sizes, every epilogue operand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+
+from unit_fast.kernels.configs import LINEAR, fitting
+from unit_fast.kernels.launch import capability_of, dot_precision
+from unit_fast.kernels.linear import linear
+from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, linear_ref
+
+TMA, POINTER = (next(c for c in LINEAR[90] if c.loader == loader) for loader in ("tma", "pointer"))
+BATCHES = ((1,), (6,), (42,), (123,), (1, 1), (3, 7), (2, 5, 13))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.float16]))
+def test_any_combination_agrees_with_the_reference(data, dtype, randn, agree, device):
+    batch = data.draw(st.sampled_from(BATCHES), label="batch")
+    n = data.draw(st.sampled_from([1, 10, 33, 64, 130]), label="n")
+    k = data.draw(st.sampled_from([1, 3, 40, 64, 136, 217]), label="k")
+    sample = (*batch[1:], n)
+    x, weight = randn((*batch, k), dtype, 0), randn((n, k), dtype, 1, k**-0.5)
+    usable = capability_of(x)
+    configs = [c for c in LINEAR[90 if usable >= 90 else 80] if c.loader == "pointer" or k * x.element_size() % 16 == 0]
+    config = data.draw(st.none() | st.sampled_from(configs), label="config")
+    shapes = [(), (n,), sample, (*batch[1:], 1)]
+    bound = data.draw(st.none() | st.sampled_from(shapes), label="bound")
+    bias = randn((n,), dtype, 2) if data.draw(st.booleans(), label="bias") else None
+    residual = randn((*batch, n), dtype, 3) if data.draw(st.booleans(), label="residual") else None
+    bound = None if bound is None else randn(bound, dtype, 4)
+    act = data.draw(st.sampled_from(sorted(ACTIVATION_DEFAULTS)), label="act")
+    counts = torch.zeros(batch[0], dtype=torch.int32, device=device) if bound is not None else None
+    y = linear(x, weight, bias, residual, bound, act, counts=counts, config=config)
+    agree(y, linear_ref, x, weight, bias, residual, bound, act)
+    if bound is not None:
+        above = linear(x, weight, bias, residual, None, act, config=config) > bound
+        assert torch.equal(counts, above.reshape(batch[0], -1).sum(1).int())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("config", dict.fromkeys(c for table in LINEAR.values() for c in table), ids=str)
+def test_every_shipped_tile(config, dtype, randn, agree, device):
+    if config.loader == "tma" and device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("TMA needs compute capability 9.0")
+    m, n, k = config.block_m + 5, config.block_n + 8, 2 * config.block_k + 8  # a full tile and a ragged one each way
+    x, weight, bias = randn((m, k), dtype, 0), randn((n, k), dtype, 1, k**-0.5), randn((n,), dtype, 2)
+    residual, bound = randn((m, n), dtype, 3), randn((n,), dtype, 4)
+    y = linear(x, weight, bias, residual, bound, "relu", config=config)
+    agree(y, linear_ref, x, weight, bias, residual, bound, "relu")
+
+
+@pytest.mark.parametrize("config", [TMA, POINTER], ids=["tma", "pointer"])
+def test_nan_and_infinity_pass_through_the_epilogue(config, device):
+    x = torch.eye(16, device=device, dtype=torch.float16)
+    bias = torch.tensor([math.nan, math.inf, -math.inf, 1.0] * 4, device=device)
+    y = linear(x, torch.zeros_like(x), bias, bound=torch.full((16,), 0.5, device=device), config=config)
+    expected = torch.tensor([math.nan, 0.5, -math.inf, 0.5] * 4, device=device, dtype=torch.float16).expand(16, 16)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_non_contiguous_operands(randn, agree):
+    x, weight = randn((24, 9), torch.float32, 0).T, randn((24, 10), torch.float32, 1, 0.2).T
+    agree(linear(x, weight), linear_ref, x, weight)
+
+
+def test_operands_that_tma_cannot_address_take_the_pointer_loader(randn, agree):
+    x, weight = randn((33, 25), torch.float16, 0)[:, 1:].clone(), randn((17, 25), torch.float16, 1, 0.2)
+    shifted = randn((33 * 24 + 1,), torch.float16, 2)[1:].view(33, 24)  # rows of 48 bytes, but starting at byte 2
+    weight = weight[:, 1:].clone()
+    agree(linear(shifted, weight), linear_ref, shifted, weight)
+    with pytest.raises(ValueError, match="take a pointer configuration"):
+        linear(shifted, weight, config=TMA)
+    agree(linear(x, weight, config=TMA), linear_ref, x, weight)
+
+
+def test_empty_batch_and_empty_sum(device):
+    assert linear(torch.empty(0, 4, device=device), torch.empty(3, 4, device=device)).shape == (0, 3)
+    with pytest.raises(ValueError, match="no elements"):
+        linear(torch.empty(2, 0, device=device), torch.empty(3, 0, device=device))
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("ieee", "tf32x3"), ("tf32", "tf32")])
+def test_tf32_only_where_torch_allows_it(setting, expected):
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = setting
+    try:
+        assert dot_precision(torch.zeros(1), convolution=False) == expected
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "tma", "expected"),
+    [
+        pytest.param(256 * 3136, 256, True, "tma 128x256x64", id="large"),
+        pytest.param(256 * 3136, 64, True, "tma 128x64x64", id="narrow"),
+        pytest.param(256 * 3136, 256, False, "pointer 128x128x64", id="large_without_tma"),
+        pytest.param(1, 1000, True, "pointer 16x64x64", id="one_row"),
+        pytest.param(256, 10, True, "pointer 16x64x64", id="classifier"),
+    ],
+)
+def test_first_configuration_suits_the_shape(m, n, tma, expected):
+    configs = fitting(LINEAR[90], m, n, 132, tma=tma)
+    assert str(configs[0]).startswith(expected)
+    assert all(c.block_n < 2 * max(n, 64) for c in configs)
