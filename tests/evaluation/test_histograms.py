@@ -3,8 +3,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.networks import SmallResNet, randomised
+from unit_fast.capture import capture
 from unit_fast.errors import DataError
 from unit_fast.evaluation.histograms import SiteHistogram, collect_histograms
+from unit_fast.evaluation.triggers import Patch
+from unit_fast.sites import expose_sites, find_sites, insert_bounds
 
 
 def exposing(**sites):
@@ -157,3 +161,21 @@ def test_bad_input_is_refused(run, loader, settings, message):
 def test_counts_that_do_not_match_the_edges_are_refused():
     with pytest.raises(DataError, match="site a: 3 edges need 2 counts, found 3"):
         SiteHistogram("a", (0.0, 1.0, 2.0), (1, 2, 3))
+
+
+def test_exposed_graphs_of_a_model_and_its_sanitised_copy_are_counted():
+    model = randomised(SmallResNet())
+    x = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    graph = capture(model, x[:2])
+    sites = find_sites(graph)
+    bounds = {site.name: torch.full((site.shape[0], 1, 1), 0.3) for site in sites}
+    sanitised = insert_bounds(graph, bounds)
+    found = collect_histograms(
+        expose_sites(graph, sites), [(x, x)], bounds=bounds, after=expose_sites(sanitised, sites), trigger=Patch(size=3)
+    )
+    assert [site.name for site in found] == [site.name for site in sites]
+    for histogram, site in zip(found, sites, strict=True):
+        assert sum(histogram.clean) == 16 * torch.Size(site.shape).numel()
+        assert histogram.edges[-1] > 0.3
+        assert histogram.clean_after is not None
+        assert all(low <= 0.3 for low, count in zip(histogram.edges[:-1], histogram.clean_after, strict=True) if count)

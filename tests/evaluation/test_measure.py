@@ -379,3 +379,36 @@ def test_examples_show_what_the_models_saw():
         assert after.clean_prediction == before.clean_prediction == SEEN[after.index]
         assert (after.triggered_prediction, before.triggered_prediction) == (SEEN[after.index], 3)
         assert after.clean_png != after.triggered_png
+
+
+class Elsewhere(nn.Module):
+    """Lives on the meta device, which stands for a GPU here: what arrives is noted, what leaves is real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, device="meta"))
+        self.seen: list[str] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.device.type)
+        return torch.zeros(len(x), CLASSES)
+
+
+def test_batches_are_moved_to_where_the_model_is():
+    model = Elsewhere()
+    assert evaluate(model, data(SEEN, LABELS)).provenance["device"] == "meta"
+    assert set(model.seen) == {"meta"}
+
+
+def test_batches_are_moved_where_asked_and_functions_get_them_as_they_come():
+    seen: list[str] = []
+
+    def model(x: Tensor) -> Tensor:
+        seen.append(x.device.type)
+        return torch.zeros(len(x), CLASSES)
+
+    evaluate(model, data(SEEN, LABELS), device="meta")
+    assert set(seen) == {"meta"}
+    seen.clear()
+    evaluate(model, data(SEEN, LABELS))
+    assert set(seen) == {"cpu"}

@@ -120,12 +120,12 @@ def test_numbers_are_finite_and_inside_their_drawings(page):
 
 def test_the_headline_says_the_rates(page, report):
     text = " ".join(parsed(page).text)
-    assert f"{100 * report.benign_accuracy:.1f} %" in text
-    assert f"{100 * report.attack_success_rate:.1f} %" in text
-    assert f"{100 * report.robust_accuracy:.1f} %" in text
+    assert f"{100 * report.benign_accuracy:.1f}\N{NO-BREAK SPACE}%" in text
+    assert f"{100 * report.attack_success_rate:.1f}\N{NO-BREAK SPACE}%" in text
+    assert f"{100 * report.robust_accuracy:.1f}\N{NO-BREAK SPACE}%" in text
     assert f"{report.defence_effectiveness:.3f}" in text
-    assert "from 100.0 %" in text
-    assert "on the undefended model it was 100.0 %" in text
+    assert "from 100.0\N{NO-BREAK SPACE}%" in text
+    assert "on the undefended model it was 100.0\N{NO-BREAK SPACE}%" in text
 
 
 def test_all_sections_are_there(page):

@@ -87,6 +87,7 @@ figure { margin: 0; min-width: 0; }
 }
 figcaption { font-size: 13px; overflow-wrap: anywhere; }
 .verdicts { width: 100%; border-collapse: collapse; table-layout: fixed; font-size: 12.5px; }
+.verdicts th, .verdicts td { vertical-align: top; }
 .verdicts th { width: 3.8em; font-weight: 400; color: var(--soft); text-align: left; padding: 0; }
 .verdict { color: var(--hue); padding: 1px 2px; font-weight: 600; text-align: left; }
 .verdict.other { color: var(--soft); }

@@ -44,7 +44,7 @@ def percent(share: float) -> str:
     text = f"{100 * share:.1f}"
     if text in {"0.0", "100.0"} and share not in {0.0, 1.0}:
         text = f"{100 * share:.2f}"
-    return f"{text} %"
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def rate_text(rate: Rate | None, confidence: float) -> str:
