@@ -60,7 +60,7 @@ class StreamingMoments:
                 block = values[top : top + height, columns].double()
                 self._join_range(columns, block.amin(0), block.amax(0))
                 mean = block.mean(0)
-                m2 = block.sub_(mean).square_().sum(0)
+                m2 = (block - mean).square_().sum(0)  # float64 batches are not ours to change
                 self._join(columns, len(block), mean, m2)
             self.count += len(block)
 
