@@ -117,6 +117,13 @@ def test_an_exported_program_is_taken_and_has_the_same_fingerprint():
     assert captured.meta["fingerprint"] == capture(model, images(2)).meta["fingerprint"]
 
 
+def test_the_fingerprint_does_not_depend_on_the_layout_or_size_of_the_example():
+    model = randomised(PlainVGG())
+    expected = capture(model, images(2)).meta["fingerprint"]
+    assert capture(model, images(5).to(memory_format=torch.channels_last)).meta["fingerprint"] == expected
+    assert capture(model, images(1)).meta["fingerprint"] == expected
+
+
 def test_no_grad_in_forward_does_not_hinder():
     class Frozen(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -57,9 +57,11 @@ def capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exam
         check_guards = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         captured = _detached(program.module(**check_guards))
         _reject_unsupported(captured)
-        captured.meta["fingerprint"] = fingerprint(captured)
         relax_views(captured)
         remove_identities(captured)
+        captured.graph.eliminate_dead_code()
+        # By now the graph is the same whatever the memory layout of the example.
+        captured.meta["fingerprint"] = fingerprint(captured)
         fold_batch_norm(captured)
         tidy(captured)
     return captured
