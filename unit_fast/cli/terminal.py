@@ -41,7 +41,8 @@ class Terminal:
     def show(self, *renderables: RenderableType) -> None:
         """Print (a part of) the result for people; silent with ``json`` and ``quiet``."""
         for renderable in renderables:
-            self._results.print(renderable)
+            # Text is left as long as it is, so that commands in it can be copied; tables fit the terminal.
+            self._results.print(renderable, soft_wrap=isinstance(renderable, str))
 
     def result(self, values: Mapping[str, Any]) -> None:
         """Print the result for programs, where they asked for it. Called once a command, last."""
