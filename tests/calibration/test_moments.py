@@ -1,5 +1,7 @@
 """Streaming moments against numpy in float64."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def assert_moments(moments: StreamingMoments, values: np.ndarray) -> None:
 @given(rows, st.lists(st.integers(0, 12), max_size=4))
 def test_any_cut_into_batches_gives_the_moments_of_the_whole(values: np.ndarray, cuts: list[int]) -> None:
     edges = sorted({0, len(values), *(min(cut, len(values)) for cut in cuts)})
-    batches = [torch.from_numpy(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    batches = [torch.from_numpy(values[a:b]) for a, b in pairwise(edges)]
     assert_moments(seen(*batches), values)
 
 

@@ -20,7 +20,7 @@ def sketch_of(values: torch.Tensor, batch: int, capacity: int = 64, seed: int = 
 
 
 def rank_errors(sketch: QuantileSketch, values: torch.Tensor, q: float) -> np.ndarray:
-    """By how many observations each unit's quantile is off: 0 if the wanted rank falls on it (or between neighbours)."""
+    """By how many observations each unit's quantile is off: 0 if the wanted rank falls on it or beside it."""
     found = sketch.quantile(q).numpy()
     truth = np.sort(values.numpy(), 0)
     rank = q * (len(truth) - 1)

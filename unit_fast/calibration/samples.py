@@ -240,7 +240,7 @@ class SampleStore:
 
 def _as_bytes(leaf: Tensor) -> Tensor:
     """(N, bytes of a sample) uint8 on the CPU."""
-    flat = leaf.detach().to("cpu").reshape(len(leaf), -1).contiguous()
+    flat = leaf.detach().to("cpu").reshape(len(leaf), prod(leaf.shape[1:])).contiguous()
     return flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)
 
 
