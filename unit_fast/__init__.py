@@ -1,5 +1,7 @@
 """Backdoor-sanitised inference that is fast: learned activation bounds, fused kernels, verified ONNX export.
 
+In four lines::
+
     bounds = unit_fast.calibrate(model, loader)
     fast = unit_fast.sanitize(model, bounds, example_input=x)
     report = unit_fast.evaluate(fast, loader, trigger=unit_fast.triggers.Patch(...), target=8)
