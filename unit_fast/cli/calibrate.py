@@ -1,9 +1,10 @@
 """``unit-fast calibrate``: bounds from a little clean data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -126,20 +127,20 @@ def parse_method(text: str, tolerance: float | None = None) -> "Method":
     from unit_fast.calibration import Maximum, MeanStd, Percentile, Unit
 
     name, _, number = text.partition(":")
-    searched: dict[str, dict[str, Any]] = {"unit": {}, "paper": {"recipe": "paper"}}
-    measured = {"mean-std": (MeanStd, "k"), "percentile": (Percentile, "q"), "maximum": (Maximum, "")}
-    if name in searched and not number:
-        given = {} if tolerance is None else {"tolerance": tolerance}
-        return Unit(**searched[name], **given)
-    if name not in measured or (number and not measured[name][1]):
+    if text in ("unit", "paper"):
+        unit = Unit(recipe="paper") if text == "paper" else Unit()
+        return unit if tolerance is None else replace(unit, tolerance=tolerance)
+    by_number: dict[str, Callable[[float], Method]] = {"mean-std": MeanStd, "percentile": Percentile}
+    if (name not in by_number or text.endswith(":")) and text != "maximum":
         raise DataError(f"--method {text}: expected unit, paper, mean-std:4, percentile:0.99 or maximum")
     if tolerance is not None:
         raise DataError(f"--tolerance is for --method unit and paper; {name} measures and does not search")
-    kind, setting = measured[name]
+    if text == "maximum":
+        return Maximum()
     if not number:
-        return kind()
+        return MeanStd() if name == "mean-std" else Percentile()
     try:
-        return kind(**{setting: float(number)})
+        return by_number[name](float(number))
     except ValueError as error:
         raise DataError(f"--method {text}: expected a number after the colon") from error
 
