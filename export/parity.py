@@ -89,15 +89,16 @@ def check_parity(
         watched = _load(exposed, optimized)
         for case in cases:
             where = f"{case}, graph optimisation {'on' if optimized else 'off'}"
-            errors = [
-                _compare(f"output {name}", found, case.outputs[name], tolerance, case.rounding, where)
-                for name, found in _run(model, case, where).items()
-            ]
+            # Sites first, in the order in which they run: the first that differs is where the fault lies.
+            errors = []
             results = _run(watched, case, where)
             for site, name in clamped.items():
                 _check_bound(site, results[name], upper[site], where)
                 expected = case.activations[site]
                 errors.append(_compare(f"site {site}", results[name], expected, tolerance, case.rounding, where))
+            for name, found in _run(model, case, where).items():
+                expected = case.outputs[name]
+                errors.append(_compare(f"output {name}", found, expected, tolerance, case.rounding, where))
             checks.append(
                 ParityCheck(
                     inputs=case.name,

@@ -1,5 +1,7 @@
 """Small networks of the kinds the exporter must carry, and bounds that bind on them."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,6 +107,14 @@ class Dense(nn.Module):
         return self.fc(F.relu(self.c(y)).amax((2, 3)))
 
 
+class Small(nn.Sequential):
+    """The least that has two sites, for tests that export once more only to see it refused."""
+
+    def __init__(self) -> None:
+        convolutions = nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.ReLU()
+        super().__init__(*convolutions, nn.Flatten(), nn.Linear(16, 5))
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "vgg": Vgg,
     "resnet": ResNet,
@@ -117,12 +127,18 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 def make(name: str) -> tuple[nn.Module, Tensor]:
     """A network of that architecture with BatchNorm statistics that are not the identity, and eight images."""
     torch.manual_seed(0)
-    model = ARCHITECTURES[name]()
+    model = Small() if name == "small" else ARCHITECTURES[name]()
     images = torch.randn(8, 3, 8, 8)
     model.train()
     for _ in range(3):
         model(images * 2 + 0.3)
     return model.eval(), images
+
+
+@cache
+def made_bounds(name: str, granularity: Granularity, fraction: float = 0.7) -> Bounds:
+    """Bounds for ``make(name)``, captured once for all tests."""
+    return bounds_for(*make(name), granularity, fraction)
 
 
 def bounds_for(

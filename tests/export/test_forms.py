@@ -1,0 +1,163 @@
+"""Forms on hand-made ONNX graphs, compared with numpy's own minimum in ONNX Runtime."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unit_fast.export import ExportError
+from unit_fast.export.forms import FORMS, Clamp, lower
+from unit_fast.export.structure import check_structure
+from unit_fast.export.translate import MARKER, MARKER_DOMAIN, SiteBound
+
+ACTIVATIONS: dict[str, Any] = {
+    "Relu": lambda x: np.where(x > 0, x, np.float32(0)),
+    "Clip": lambda x: np.clip(x, np.float32(0), np.float32(6)),
+    "LeakyRelu": lambda x: np.where(x < 0, x * np.float32(0.125), x),
+    "Identity": lambda x: x,
+}
+
+
+def marked_model(activation: str, shape: tuple[int, ...], *, read_twice: bool = False) -> ir.Model:
+    """x ⇒ activation ⇒ marker ⇒ output; with ``read_twice`` the activation itself is an output too."""
+    float32 = ir.TensorType(ir.DataType.FLOAT)
+    dynamic = ir.Shape(["batch", *shape])
+    x = ir.Value(name="x", shape=dynamic, type=float32)
+    limits = []
+    if activation == "Clip":
+        for name, number in (("low", 0.0), ("high", 6.0)):
+            limits.append(ir.Value(name=name, const_value=ir.tensor(np.float32(number).reshape(()), name=name)))
+    attributes = {"alpha": ir.AttrFloat32("alpha", 0.125)} if activation == "LeakyRelu" else {}
+    node = ir.Node("", activation, [x, *limits], attributes, num_outputs=1)
+    marker = ir.Node(MARKER_DOMAIN, MARKER, node.outputs, {"index": ir.AttrInt64("index", 0)}, num_outputs=1)
+    for value, name in ((node.outputs[0], "activation"), (marker.outputs[0], "y")):
+        value.name, value.shape, value.type = name, dynamic, float32
+    outputs = [marker.outputs[0], *([node.outputs[0]] if read_twice else [])]
+    graph = ir.Graph(
+        [x], outputs, nodes=[node, marker], initializers=limits, opset_imports={"": 20, MARKER_DOMAIN: 1}, name="g"
+    )
+    return ir.Model(graph, ir_version=10)
+
+
+def run(model: ir.Model, x: np.ndarray, *, optimize: bool) -> list[np.ndarray]:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"x": x})
+
+
+NUMBERS = st.one_of(
+    st.floats(-1e6, 1e6, width=32),
+    st.sampled_from([0.0, -0.0, 1e-40, -1e-40, 1e-30, 3.4028234663852886e38, float("inf")]),
+)
+SHAPES = {"tensor": (), "channel": (3, 1, 1), "neuron": (3, 2, 2)}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    granularity=st.sampled_from(sorted(SHAPES)),
+    form=st.sampled_from(["auto", *sorted(FORMS)]),
+    data=st.data(),
+)
+def test_every_form_is_the_minimum_or_is_refused(activation: str, granularity: str, form: str, data: Any) -> None:
+    shape = SHAPES[granularity]
+    size = int(np.prod(shape))
+    numbers = data.draw(st.lists(NUMBERS, min_size=size, max_size=size))
+    bound = np.asarray(numbers, np.float32).reshape(shape)
+    x = np.random.default_rng(0).normal(0, 4, (5, 3, 2, 2)).astype(np.float32)
+    x[0] = 1e30
+    x[1] = np.linspace(-1e-40, 1e-40, 12).reshape(3, 2, 2)
+    expected = np.minimum(ACTIVATIONS[activation](x), bound)
+    model = marked_model(activation, (3, 2, 2))
+    unbounded = bool(np.isposinf(bound).all())
+
+    if form == "clip" and not unbounded and (size > 1 or bound.item() < 0):
+        with pytest.raises(ExportError, match="cannot express the clamp of site act"):
+            lower(model, [SiteBound("act", bound)], form)
+        return
+    clamps = lower(model, [SiteBound("act", bound)], form)
+
+    assert len(clamps) == 1
+    assert (clamps[0].op is None) == unbounded
+    assert MARKER_DOMAIN not in model.graph.opset_imports
+    proto = ir.to_proto(model)
+    check_structure(proto, clamps, 20)
+    for optimize in (False, True):
+        np.testing.assert_array_equal(run(model, x, optimize=optimize)[0], expected)
+
+
+def ops(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def lowered(activation: str, bound: float | list[float], form: str, *, read_twice: bool = False) -> Any:
+    model = marked_model(activation, (3,), read_twice=read_twice)
+    (clamp,) = lower(model, [SiteBound("act", np.asarray(bound, np.float32))], form)
+    return model, clamp
+
+
+def limits(clamp: Clamp) -> tuple[float, float]:
+    assert clamp.lower is not None
+    assert clamp.upper is not None
+    return clamp.lower.item(), clamp.upper.item()
+
+
+@pytest.mark.parametrize(
+    ("activation", "bound", "expected"),
+    [
+        pytest.param("Relu", 2.0, (0.0, 2.0), id="relu"),
+        pytest.param("Clip", 2.0, (0.0, 2.0), id="relu6-tighter"),
+        pytest.param("Clip", 8.0, (0.0, 6.0), id="relu6-looser"),
+    ],
+)
+def test_clip_takes_up_the_relu_or_clip_before_it(activation: str, bound: float, expected: tuple[float, float]) -> None:
+    model, clamp = lowered(activation, bound, "clip")
+
+    assert ops(model) == ["Clip"]
+    assert limits(clamp) == expected
+    assert all(value.shape is not None and len(value.shape) == 0 for value in model.graph.node(0).inputs[1:])
+
+
+def test_clip_leaves_an_activation_that_others_read() -> None:
+    model, clamp = lowered("Relu", 2.0, "clip", read_twice=True)
+
+    assert ops(model) == ["Relu", "Clip"]
+    assert limits(clamp) == (np.finfo(np.float32).min, 2.0)
+
+
+def test_clip_after_another_activation_bounds_from_above_only() -> None:
+    model, clamp = lowered("LeakyRelu", 2.0, "clip")
+
+    assert ops(model) == ["LeakyRelu", "Clip"]
+    assert limits(clamp) == (np.finfo(np.float32).min, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("bound", "form"), [(2.0, "clip"), (-2.0, "min"), ([1.0, 2.0, 3.0], "min"), (float("inf"), "none")]
+)
+def test_auto_takes_clip_where_it_can_stand(bound: float | list[float], form: str) -> None:
+    model, clamp = lowered("Relu", bound, "auto")
+
+    assert clamp.form == form
+    assert ops(model)[-1] == {"clip": "Clip", "min": "Min", "none": "Relu"}[form]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")], ids=["nan", "minus-inf"])
+@pytest.mark.parametrize("form", ["auto", "min"])
+def test_bounds_that_runtimes_ignore_are_refused(bad: float, form: str) -> None:
+    with pytest.raises(ExportError, match=r"bound of site act holds .*calibrate again"):
+        lowered("Relu", [1.0, bad, 2.0], form)
+
+
+def test_an_unknown_form_is_refused_with_the_ones_there_are() -> None:
+    with pytest.raises(ExportError, match="'mul_clip' is unknown; the forms are: auto, clip, min"):
+        lowered("Relu", 1.0, "mul_clip")

@@ -1,0 +1,166 @@
+"""The parity check, on files that compute something else, and on references that round or overflow."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unit_fast.capture import capture
+from unit_fast.errors import ParityError
+from unit_fast.export import ParityResult, SaturationWarning
+from unit_fast.export.flat import FlatGraph, flatten_graph
+from unit_fast.export.forms import Clamp
+from unit_fast.export.parity import ROUNDING, _agreement, _compare, check_parity
+from unit_fast.sites import insert_bounds
+
+BOUND = 1.5
+
+
+class Scale(nn.Module):
+    """relu(x · 2), then · 3: what the hand-made ONNX files of this module compute, or should."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), 2.0))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3) -> (N, 3)
+        return self.relu(x * self.weight) * 3
+
+
+def reference(example: Tensor, bound: float = BOUND) -> FlatGraph:
+    captured = capture(Scale().eval(), example)
+    return flatten_graph(insert_bounds(captured, {"relu": torch.tensor(bound)}), example)
+
+
+def files(
+    folder: Path, *, bound: float = BOUND, gain: float = 3.0, expose: str = "clamped", body: str | None = None
+) -> tuple[Path, Path]:
+    """The file as it would be handed over, and with the site's activation exposed."""
+    text = (
+        body
+        or f"""
+      scaled = Mul(x, two)
+      active = Relu(scaled)
+      {expose} = Min(active, bound)
+      three = Constant<value = float {{{gain}}}>()
+      output = Mul({expose}, three)
+    """
+    )
+    paths = []
+    for name, outputs in (("plain", "float[n, 3] output"), ("exposed", "float[n, 3] output, float[n, 3] clamped")):
+        model = onnx.parser.parse_model(
+            f"""<ir_version: 10, opset_import: ["": 20]> g (float[n, 3] x) => ({outputs})
+                <float two = {{2.0}}, float bound = {{{bound}}}> {{ {text} }}"""
+        )
+        paths.append(folder / f"{name}.onnx")
+        onnx.save(model, paths[-1])
+    return paths[0], paths[1]
+
+
+def check(example: Tensor, paths: tuple[Path, Path], bound: float = BOUND) -> tuple[ParityResult, dict[str, bool]]:
+    clamps = [Clamp("relu", "min", "", "Min", None, np.asarray(bound, np.float32))]
+    return check_parity(reference(example, bound), *paths, {"relu": "clamped"}, clamps, "fp32")
+
+
+SMALL = torch.tensor([[0.1, 0.2, 0.3]])  # relu(2x) stays below the bound until x is scaled by 10
+
+
+def test_a_right_file_passes_with_every_batch_input_and_optimisation(tmp_path: Path) -> None:
+    result, reached = check(SMALL, files(tmp_path))
+
+    assert {(entry.inputs, entry.batch, entry.optimized) for entry in result.checks} == {
+        (inputs, batch, optimized)
+        for inputs in ("ordinary", "×10", "×100")
+        for batch in (1, 2, 7)
+        for optimized in (False, True)
+    }
+    assert (result.max_abs, result.max_rel, result.agreement) == (0.0, 0.0, 1.0)
+    assert reached == {"relu": True}
+    assert result.runtime.startswith("onnxruntime ")
+
+
+LOST = """
+  scaled = Mul(x, two)
+  clamped = Relu(scaled)
+  three = Constant<value = float {3.0}>()
+  output = Mul(clamped, three)
+"""
+
+
+def test_a_lost_clamp_is_found_where_inputs_saturate(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"site relu, ×10 inputs, batch 1, .*exceeds its bound by 4\.5"):
+        check(SMALL, files(tmp_path, body=LOST))
+
+
+def test_a_clamp_that_is_too_tight_is_found(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"site relu, ×10 inputs, batch 1, .*differs by 0\.01"):
+        check(SMALL, files(tmp_path, bound=1.49))
+
+
+def test_a_bound_one_bit_too_high_is_found(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"exceeds its bound by 1\.19e-07"):
+        check(SMALL, files(tmp_path, bound=float(np.nextafter(np.float32(BOUND), np.float32(9)))))
+
+
+def test_a_wrong_rest_of_the_network_is_found_on_ordinary_inputs(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"output output, ordinary inputs, batch 1, graph optimisation off: differs"):
+        check(SMALL, files(tmp_path, gain=3.001))
+
+
+def test_predictions_may_differ_at_ties_only() -> None:
+    expected = torch.tensor([[1.0, 1.001, 0.0], [0.0, 2.0, 1.0]])
+
+    assert _agreement("output y", expected.flip(1).roll(-1, 1), expected, 2.0, "here") == 0.0
+    assert _agreement("output y", torch.tensor([[1.0, 0.999, 0], [0, 2, 1]]), expected, 0.01, "here") == 0.5
+    with pytest.raises(ParityError, match="output y, here: 1 of 2 predictions differ"):
+        _agreement("output y", torch.tensor([[1.0, 0.999, 0], [0, 1, 2]]), expected, 0.01, "here")
+
+
+def test_a_file_that_does_not_load_or_run_is_a_parity_error(tmp_path: Path) -> None:
+    vector = "clamped = Identity(x) shape = Constant<value_ints = [7]>() output = Reshape(x, shape)"
+    with pytest.raises(ParityError, match="does not run"):
+        check(SMALL, files(tmp_path, body=vector))
+    paths = files(tmp_path)
+    paths[0].write_bytes(b"")
+    with pytest.raises(ParityError, match="does not load"):
+        check(SMALL, paths)
+
+
+def test_a_reference_that_gives_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="the sanitised graph itself gives NaN"):
+        check(torch.tensor([[float("nan"), 0.0, 0.0]]), files(tmp_path))
+
+
+def test_bounds_out_of_reach_warn_with_their_names(tmp_path: Path) -> None:
+    with pytest.warns(SaturationWarning, match=r"1 of 1 sites above their bounds \(relu\)"):
+        _, reached = check(SMALL, files(tmp_path, bound=1e6), bound=1e6)
+
+    assert reached == {"relu": False}
+
+
+def test_the_limit_follows_the_rounding_of_the_reference_and_no_further() -> None:
+    expected = torch.tensor([[1.0, 2.0]])
+    rounding = {"output y": 1e-3}
+
+    absolute, relative, _ = _compare("output y", expected + 3.9e-3, expected, 1e-5, rounding, "here")
+    assert absolute == pytest.approx(3.9e-3, rel=1e-3)
+    assert relative == pytest.approx(1.95e-3, rel=1e-3)
+    with pytest.raises(ParityError, match="output y, here: differs by"):
+        _compare("output y", expected + ROUNDING * 1e-3 * 1.01, expected, 1e-5, rounding, "here")
+
+
+def test_the_reference_is_left_as_it_was(tmp_path: Path) -> None:
+    graph = reference(SMALL)
+    before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+    clamps = [Clamp("relu", "min", "", "Min", None, np.asarray(BOUND, np.float32))]
+
+    check_parity(graph, *files(tmp_path), {"relu": "clamped"}, clamps, "fp32")
+
+    assert {name: tensor.dtype for name, tensor in graph.module.state_dict().items()} == {
+        name: tensor.dtype for name, tensor in before.items()
+    }
+    assert all(torch.equal(tensor, before[name]) for name, tensor in graph.module.state_dict().items())
