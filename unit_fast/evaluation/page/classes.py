@@ -33,13 +33,10 @@ def class_chart(report: Report) -> Markup:
     for place, result in enumerate(shown):
         pieces += _row(report, result, old.get(result.label), columns, _TOP + (place + 0.5) * _ROW)
     some = f" The {_MOST} of {total} classes that fare worst." if total > _MOST else ""
-    keys = [("dot-key", "after" if old else "now")]
-    if old:
-        keys.insert(0, ("ring-key", "before"))
     return tag(
         "section",
         tag("h2", "Class by class"),
-        legend(*keys),
+        legend(("ring-key", "before"), ("dot-key", "after")) if old else Markup(""),
         scrolling(
             drawing(
                 _NAME + 3 * _COLUMN,

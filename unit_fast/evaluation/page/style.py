@@ -27,7 +27,7 @@ abbr { text-decoration: none; font-weight: 400; float: right; }
 .lead { font-size: 18px; margin: 0 0 6px; max-width: 62em; }
 .note { color: var(--soft); font-size: 13px; margin: 4px 0; overflow-wrap: anywhere; }
 .cards {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(225px, 1fr)); gap: 14px;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(225px, 1fr)); gap: 14px;
   margin: 22px 0 14px;
 }
 .card, .panel {
