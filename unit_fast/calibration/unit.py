@@ -1,6 +1,6 @@
 """UNIT: learn the tightest bounds that clean data can live with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal, get_args
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from unit_fast.calibration.context import CalibrationContext, Method
 from unit_fast.calibration.opening import OpeningSearch
 from unit_fast.calibration.paper import PaperSearch
+from unit_fast.calibration.progress import silent
 from unit_fast.calibration.search import Search, run
 from unit_fast.errors import UnitFastError
 
@@ -61,7 +62,8 @@ class Unit(Method):
 
     def fit(self, context: CalibrationContext) -> dict[str, Tensor]:
         """Search, with progress, Ctrl-C and resume as :func:`unit_fast.calibration.search.run` has them."""
-        return run(self._search(context), context, self.settings())
+        search = self._search(replace(context, progress=silent))  # only its steps are reported
+        return run(search, context, self.settings())
 
     def _search(self, context: CalibrationContext) -> Search:
         if self.recipe == "paper":

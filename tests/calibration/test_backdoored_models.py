@@ -1,0 +1,46 @@
+"""The default recipe on models that somebody else backdoored: no setting differs between them."""
+
+import pytest
+import torch
+
+import unit_fast as uf
+from tests import cifar, gtsrb
+from tests.shared_data import needs_shared_data
+
+pytestmark = [needs_shared_data, pytest.mark.slow]
+
+pytest.importorskip("PIL", reason="Pillow is not installed")
+
+# Accuracy one may lose and attack success that may be left, in points, over all 4,000 test images.
+LIMITS = {
+    ("gtsrb_vgg_badnets_target8", "neuron"): (1.0, 2.0),
+    ("gtsrb_vgg_badnets_target8", "channel"): (2.0, 5.0),
+    ("gtsrb_vgg_trojan_wm_target2", "neuron"): (2.0, 5.0),
+    ("gtsrb_vgg_trojan_wm_target2", "channel"): (2.5, 5.0),
+}
+
+
+@pytest.mark.parametrize(("name", "granularity"), LIMITS)
+def test_the_backdoor_is_gone_and_the_accuracy_is_not(name, granularity):
+    lost, left = LIMITS[name, granularity]
+    model = gtsrb.load_model(name)
+    trigger, target = gtsrb.trigger_of(name)
+    before = uf.evaluate(model, gtsrb.batches("test"), trigger=trigger, target=target)
+    bounds = uf.calibrate(model, gtsrb.batches("calibration"), granularity=granularity)
+    sanitised = uf.sanitize(model, bounds, torch.rand(2, 3, 32, 32), backend="eager")
+    after = uf.evaluate(sanitised, gtsrb.batches("test"), trigger=trigger, target=target)
+    assert before.attack_success_rate > 0.99
+    assert 100 * after.attack_success_rate <= left
+    assert 100 * (before.benign_accuracy - after.benign_accuracy) <= lost
+
+
+def test_a_clean_model_loses_at_most_a_point():
+    model = cifar.load_model()
+    x, y = cifar.load_images("train", 150)
+    bounds = uf.calibrate(model, [(x, y)])
+    sanitised = uf.sanitize(model, bounds, x[:2], backend="eager")
+    images, labels = cifar.load_images("test", 1000)
+    test = list(zip(images.split(250), labels.split(250), strict=True))
+    before, after = uf.evaluate(model, test), uf.evaluate(sanitised, test)
+    assert before.benign_accuracy == pytest.approx(0.81, abs=0.002), "as published with the checkpoint"
+    assert 100 * (before.benign_accuracy - after.benign_accuracy) <= 1.0
