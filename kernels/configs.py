@@ -121,3 +121,38 @@ def fitting(table: Sequence[MatmulConfig], m: int, n: int, programs: int, *, tma
         return (not full, -area if full else -tiles(config), config.loader != "tma")
 
     return tuple(sorted(kept or usable[-1:], key=rank))
+
+
+# 8 warps returned wrong numbers for a flat K loop on an H100 (pytorch#173068), so every tile here has 4, until a GPU
+# has shown 8 to be right.
+CONV2D: dict[int, tuple[MatmulConfig, ...]] = {
+    80: (
+        MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3),
+        MatmulConfig("pointer", 64, 32, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
+    ),
+    90: (
+        MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
+        MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 64, 32, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
+    ),
+}
+CONV2D[100] = CONV2D[90]
+
+
+@dataclass(frozen=True)
+class DepthwiseConfig:
+    """A tile of the depthwise kernel: BLOCK_M output positions × BLOCK_C channels."""
+
+    block_m: int
+    block_c: int
+    num_warps: int = 4
+
+
+def depthwise_config(channels: int) -> DepthwiseConfig:
+    """As many channels as there are, up to 64 (one 128-byte line of half precision); 1,024 elements a tile."""
+    block_c = min(64, next_power_of_two(channels))
+    return DepthwiseConfig(TILE // block_c, block_c)

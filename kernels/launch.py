@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -36,3 +37,8 @@ def dot_precision(x: Tensor, *, convolution: bool) -> str:
 def tma_can_address(*matrices: Tensor) -> bool:
     """Whether a tensor map can describe these matrices: 16-byte aligned, rows a multiple of 16 bytes apart."""
     return all(t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in matrices)
+
+
+def vector_multiple(size: int, x: Tensor) -> int:
+    """The largest power of two that divides ``size``, up to the elements of ``x`` in 16 bytes: the widest access."""
+    return math.gcd(size, 16 // x.element_size())

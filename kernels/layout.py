@@ -95,3 +95,49 @@ def check_counts(counts: Tensor, x: Tensor, bound: Tensor | None) -> None:
             f"unit_fast.kernels: counts is {counts.dtype} {tuple(counts.shape)} on {counts.device}; expected "
             f"torch.int32 ({x.shape[0]},) on {x.device}"
         )
+
+
+def pack_weight(weight: Tensor, groups: int = 1) -> Tensor:
+    """The same convolution weight (N, C / groups, R, S), laid out as the kernels read it: N, R, S, C.
+
+    A depthwise weight, (C, 1, R, S) with ``groups`` = C > 1, becomes R, S, C. A packed weight is used without a copy.
+    """
+    if groups > 1 and weight.shape[:2] == (groups, 1):
+        return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+class Tail(NamedTuple):
+    """What the epilogue of a matrix kernel is given, in the kernel's terms."""
+
+    bias: Tensor | None  # (N,)
+    residual: Tensor | None  # (M, N) in memory
+    bound: Operand
+    counts: Tensor | None  # (samples,) int32
+    sample_rows: int
+    act: str
+    act_args: Sequence[float]
+
+
+class ConvGeometry(NamedTuple):
+    """The shape of a convolution's walk over its input."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    out_height: int
+    out_width: int
+
+    def constants(self) -> dict[str, int]:
+        """As the kernels' compile-time arguments."""
+        return {
+            "STRIDE_H": self.stride[0],
+            "STRIDE_W": self.stride[1],
+            "PAD_H": self.padding[0],
+            "PAD_W": self.padding[1],
+            "DILATION_H": self.dilation[0],
+            "DILATION_W": self.dilation[1],
+            "R": self.kernel[0],
+            "S": self.kernel[1],
+        }

@@ -27,8 +27,9 @@ from unit_fast.kernels.launch import (
     on_device_of,
     streaming_multiprocessors,
     tma_can_address,
+    vector_multiple,
 )
-from unit_fast.kernels.layout import Operand, check_counts, check_kernel_operands, per_sample
+from unit_fast.kernels.layout import Operand, Tail, check_counts, check_kernel_operands, per_sample
 
 
 @triton.jit
@@ -66,13 +67,17 @@ def _linear_pointer_kernel(
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
+    MULTIPLE_K: tl.constexpr,  # K and N are multiples of these, up to the elements of 16 bytes
+    MULTIPLE_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     SUBTILES: tl.constexpr,
 ):
+    K = K // MULTIPLE_K * MULTIPLE_K  # tells the compiler how wide it may load; Triton alone looks for 16 elements
+    N = N // MULTIPLE_N * MULTIPLE_N
     row_block, col_block = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # Rows and columns past the end read the first one: their results are never stored, and no address is out of bounds.
     first = row_block.to(tl.int64) * BLOCK_M
@@ -88,20 +93,20 @@ def _linear_pointer_kernel(
     cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.where(cols < N, cols, 0)
     ks = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + x_rows[:, None] * K + ks[None, :]
-    weight_ptrs = weight_ptr + cols[None, :].to(tl.int64) * K + ks[:, None]
+    x_ptrs = x_ptr + x_rows[:, None] * K
+    weight_ptrs = weight_ptr + cols[None, :].to(tl.int64) * K
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
+    for start in range(0, K, BLOCK_K):
+        k = start + ks
         if EVEN_K:
-            x = tl.load(x_ptrs)
-            weight = tl.load(weight_ptrs)
+            x = tl.load(x_ptrs + k[None, :])
+            weight = tl.load(weight_ptrs + k[:, None])
         else:
-            ok = ks < K - k
-            x = tl.load(x_ptrs, mask=ok[None, :], other=0.0)
-            weight = tl.load(weight_ptrs, mask=ok[:, None], other=0.0)
+            ok = k < K  # masked lanes read the row's first elements, vector by vector: cp.async forms every address
+            k = tl.where(ok, k // MULTIPLE_K, 0) * MULTIPLE_K + k % MULTIPLE_K
+            x = tl.load(x_ptrs + k[None, :], mask=ok[None, :], other=0.0)
+            weight = tl.load(weight_ptrs + k[:, None], mask=ok[:, None], other=0.0)
         acc = tl.dot(x, weight, acc, input_precision=PRECISION)
-        x_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K
     store_block(
         acc, row_block, col_block, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
         BOUND, ACT, ALPHA, BETA, BLOCK_M, BLOCK_N, SUBTILES,
@@ -126,6 +131,7 @@ def _linear_tma_kernel(
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
     PRECISION: tl.constexpr,
+    MULTIPLE_N: tl.constexpr,  # N is a multiple of this, up to the elements of 16 bytes
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -133,6 +139,7 @@ def _linear_tma_kernel(
     SUBTILES: tl.constexpr,
     PROGRAMS: tl.constexpr,  # one a multiprocessor
 ):
+    N = N // MULTIPLE_N * MULTIPLE_N
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(K, BLOCK_K)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
@@ -158,18 +165,6 @@ class Strided(NamedTuple):
 
 
 UNSTRIDED = Strided((1, 1), 1, 1, 1)
-
-
-class Tail(NamedTuple):
-    """What the epilogue of a matrix kernel is given, in the kernel's terms."""
-
-    bias: Tensor | None  # (N,)
-    residual: Tensor | None  # (M, N) contiguous
-    bound: Operand
-    counts: Tensor | None
-    sample_rows: int
-    act: str
-    act_args: Sequence[float]
 
 
 def multiply_rows(
@@ -202,6 +197,7 @@ def multiply_rows(
         "ALPHA": alpha,
         "BETA": beta,
         "PRECISION": precision,
+        "MULTIPLE_N": vector_multiple(n, x),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": block_k,
@@ -229,6 +225,7 @@ def multiply_rows(
                 STRIDE_H=strided.stride[0],
                 STRIDE_W=strided.stride[1],
                 EVEN_K=k % block_k == 0,
+                MULTIPLE_K=vector_multiple(k, x),
                 **constants,
             )
 
