@@ -1,0 +1,221 @@
+"""What calibration reaches and what it costs, on models that somebody else backdoored.
+
+    python -m benchmarks.calibration                # all parts
+    python -m benchmarks.calibration --part effect  # one
+
+Parts, each written to ``results/calibration.json`` when it is done:
+
+effect      accuracy and attack success before and after, default recipe, three seeds, all test images
+tolerance   the same as the tolerance varies, one seed
+published   the published search: what it reaches in mini-batches of 256
+time        default recipe against the published one as its authors run it: the whole fit set in one batch, weight
+            gradients on, a validation pass each step; 20 of its 300 steps are timed and scaled, both in turn
+memory      peak memory of calibration at 500 and at 5,000 images, each in a process of its own
+"""
+
+import argparse
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unit_fast as uf
+from benchmarks.results_file import write_part
+from tests import cifar, gtsrb
+from tests.shared_data import ROOT
+from unit_fast.calibration.split import split_by_class
+
+_logger = logging.getLogger("benchmarks.calibration")
+
+MODELS = ("gtsrb_vgg_badnets_target8", "gtsrb_vgg_trojan_wm_target2")
+GRANULARITIES = ("neuron", "channel", "tensor")
+SEEDS = (0, 1, 2)
+TOLERANCES = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+PUBLISHED_STEPS = 300
+TIMED_STEPS = 20
+ROUNDS = 3
+
+
+def effect() -> list[dict[str, Any]]:
+    """BA, ASR and RA of every model, granularity and seed, and of the clean model."""
+    rows = [
+        _row(name, granularity, uf.Unit(), seed) for name in MODELS for granularity in GRANULARITIES for seed in SEEDS
+    ]
+    model = cifar.load_model()
+    train, test = cifar.load_images("train", 150), cifar.load_images("test", 1000)
+    batches = list(zip(test[0].split(250), test[1].split(250), strict=True))
+    before = uf.evaluate(model, batches).benign_accuracy
+    for granularity in GRANULARITIES:
+        for seed in SEEDS:
+            bounds, seconds = _timed(lambda g=granularity, s=seed: uf.calibrate(model, [train], granularity=g, seed=s))
+            sanitised = uf.sanitize(model, bounds, train[0][:2], backend="eager")
+            rows.append(
+                {
+                    "model": "cifar10_resnet20_clean",
+                    "granularity": granularity,
+                    "seed": seed,
+                    "accuracy": [before, uf.evaluate(sanitised, batches).benign_accuracy],
+                    "seconds": seconds,
+                }
+            )
+            _logger.info("%s", rows[-1])
+    return rows
+
+
+def tolerance() -> list[dict[str, Any]]:
+    """The trade-off that the tolerance sets."""
+    return [
+        _row(name, granularity, uf.Unit(tolerance=value), 0) | {"tolerance": value}
+        for name in MODELS
+        for granularity in ("neuron", "channel")
+        for value in TOLERANCES
+    ]
+
+
+def published() -> list[dict[str, Any]]:
+    """The published search in mini-batches, since in one batch it takes hours on a CPU."""
+    method = uf.Unit(recipe="paper", batch_size=256)
+    return [_row(name, granularity, method, 0) for name in MODELS for granularity in ("neuron", "channel")]
+
+
+def time_against_published() -> dict[str, Any]:
+    """Seconds of both, interleaved, and their ratio."""
+    name = MODELS[0]
+    x, y = gtsrb.load_images("calibration")
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        ours.append(_timed(lambda: uf.calibrate(gtsrb.load_model(name), [(x, y)]))[1])
+        theirs.append(_published_seconds(gtsrb.load_model(name), x, y))
+        _logger.info("ours %.1f s, published %.1f s", ours[-1], theirs[-1])
+    return {
+        "model": name,
+        "ours_seconds": ours,
+        "published_seconds": theirs,
+        "published_steps_timed": TIMED_STEPS,
+        "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
+        "ratio_range": [f(b / a for a, b in zip(ours, theirs, strict=True)) for f in (min, max)],
+    }
+
+
+def memory() -> list[dict[str, Any]]:
+    """Peak resident memory by number of images."""
+    rows = []
+    for count in (500, 5000):
+        command = [sys.executable, "-m", "benchmarks.calibration", "--peak", str(count)]
+        megabytes = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append({"images": count, "peak_megabytes": megabytes})
+    return rows
+
+
+def _row(name: str, granularity: str, method: uf.Unit, seed: int) -> dict[str, Any]:
+    model = gtsrb.load_model(name)
+    trigger, target = gtsrb.trigger_of(name)
+    before = uf.evaluate(model, gtsrb.batches("test"), trigger=trigger, target=target)
+    bounds, seconds = _timed(
+        lambda: uf.calibrate(model, gtsrb.batches("calibration"), method, granularity, seed=seed)  # type: ignore[arg-type]
+    )
+    sanitised = uf.sanitize(model, bounds, torch.rand(2, 3, 32, 32), backend="eager")
+    after = uf.evaluate(sanitised, gtsrb.batches("test"), trigger=trigger, target=target, baseline=before)
+    row = {
+        "model": name,
+        "granularity": granularity,
+        "seed": seed,
+        "accuracy": [before.benign_accuracy, after.benign_accuracy],
+        "attack_success": [before.attack_success_rate, after.attack_success_rate],
+        "robust_accuracy": [before.robust_accuracy, after.robust_accuracy],
+        "defence_effectiveness": after.defence_effectiveness,
+        "seconds": seconds,
+    }
+    _logger.info("%s", row)
+    return row
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def _published_seconds(model: gtsrb.SignVGG, x: Tensor, y: Tensor) -> float:
+    """Seconds the published search takes for all its steps, from a few of them: full batch, weight gradients on."""
+    split = split_by_class(y, 0.8, shuffle=False)
+    fit, validation = (x[split.fit], y[split.fit]), (x[split.validation], y[split.validation])
+
+    def forward(images: Tensor, bounds: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        kept = []
+        for layer in model.features:
+            images = layer(images)
+            if isinstance(layer, nn.ELU):
+                kept.append(images)
+                images = images if bounds is None else torch.clamp(images, max=bounds[len(kept) - 1].unsqueeze(0))
+        return model.classifier(images.flatten(1)), kept
+
+    start = time.perf_counter()
+    activations = [a.detach() for a in forward(fit[0], None)[1]]
+    params = [(a.mean(0) + 4 * a.std(0)).requires_grad_() for a in activations]
+    del activations
+    adam = torch.optim.Adam(params, lr=1e-3, betas=(0.5, 0.9))
+    prepared = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        adam.zero_grad()
+        clamped = [p.clamp(min=0) for p in params]
+        loss = (
+            F.cross_entropy(forward(fit[0], clamped)[0], fit[1]) + 1e-3 * torch.stack([p.mean() for p in clamped]).sum()
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        with torch.no_grad():
+            logits, _ = forward(validation[0], [p.clamp(min=0) for p in params])
+            (logits.argmax(1) == validation[1]).float().mean().item()
+    return prepared + (time.perf_counter() - start) * PUBLISHED_STEPS / TIMED_STEPS
+
+
+def _print_peak(count: int) -> None:
+    model = gtsrb.load_model(MODELS[0])
+
+    def batches() -> Any:
+        generator = torch.Generator().manual_seed(0)
+        for start in range(0, count, 250):
+            x = torch.rand(250, 3, 32, 32, generator=generator)
+            yield x, torch.arange(start, start + 250) % gtsrb.CLASSES
+
+    uf.calibrate(model, batches())
+    sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+PARTS = {
+    "effect": effect,
+    "tolerance": tolerance,
+    "published": published,
+    "time": time_against_published,
+    "memory": memory,
+}
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="all when omitted; repeatable")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if options.peak:
+        _print_peak(options.peak)
+        return
+    if not ROOT.is_dir():
+        parser.error("the evaluation data beside the project is absent")
+    for part in options.part or PARTS:
+        _logger.info("%s: %s", part, write_part("calibration", part, PARTS[part]()))
+
+
+if __name__ == "__main__":
+    main()
