@@ -110,7 +110,9 @@ def name_activations(model: ir.Model) -> None:
         if not separator or source is None:
             continue
         producer = source.producer()
-        if node.op_type == "Min" and producer is not None and not source.is_graph_output():
+        if node.op_type != "Min" or producer is None or source.is_graph_output():
+            continue
+        if not (producer.name or "").endswith("/clamp"):
             producer.name = site
             source.name = f"{site}/activation"
 

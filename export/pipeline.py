@@ -1,6 +1,7 @@
 """The export, step by step: capture, bounds, translation, forms, names, verification, file."""
 
 import copy
+import errno
 import hashlib
 import itertools
 import shutil
@@ -35,6 +36,7 @@ from unit_fast.sites import find_sites, insert_bounds
 PRECISIONS = ("fp32",)
 # A protobuf message holds at most 2 GiB; some of it is left for what is not tensors.
 EXTERNAL_ABOVE = 2**31 - 2**24
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def export(
         data = f"{path.name}.data" if _tensor_bytes(exported) > EXTERNAL_ABOVE else None
 
         plain = folder / "plain.onnx"
-        _save(exported, plain, data)
+        ir.save(exported, plain, external_data=data)
         clamped = check_structure(onnx.load(plain), clamps, options.opset)
         parity, reached = None, dict[str, bool]()
         if options.verify:
@@ -89,7 +91,7 @@ def export(
 
         sign(exported, describe(bounds, graph, clamps, options.form, options.precision, parity))
         final = folder / "final.onnx"
-        _save(exported, final, data)
+        ir.save(exported, final, external_data=data)
         _check_file(final, clamps, options.opset)
         size = _publish(final, path, folder / data if data else None)
     return ExportReport(
@@ -127,7 +129,12 @@ def _workplace(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; create the folder {path.parent} or choose another place"
         ) from error
     with folder as name:
-        yield Path(name)
+        try:
+            yield Path(name)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            raise OutputError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
 
 
 def _sanitised_graph(
@@ -163,15 +170,6 @@ def _require_float32(graph: FlatGraph) -> None:
 
 def _tensor_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-
-
-def _save(model: ir.Model, path: Path, data: str | None) -> None:
-    try:
-        ir.save(model, path, external_data=data)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path.parent.parent}: {error.strerror or error}; nothing was changed"
-        ) from error
 
 
 def _expose(plain: Path, exposed: Path, clamped: dict[str, str]) -> None:
