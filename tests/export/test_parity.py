@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.export.models import bounds_for
 from unit_fast.capture import capture
 from unit_fast.errors import ParityError
-from unit_fast.export import ParityResult, SaturationWarning
+from unit_fast.export import ParityResult, SaturationWarning, export_onnx
 from unit_fast.export.flat import FlatGraph, flatten_graph
 from unit_fast.export.forms import Clamp
 from unit_fast.export.parity import ROUNDING, _agreement, _compare, check_parity
@@ -164,3 +165,29 @@ def test_the_reference_is_left_as_it_was(tmp_path: Path) -> None:
         name: tensor.dtype for name, tensor in before.items()
     }
     assert all(torch.equal(tensor, before[name]) for name, tensor in graph.module.state_dict().items())
+
+
+class OwnConstant(nn.Module):
+    """Multiplies with a constant that is float32 whatever the weights are: it does not run in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3) -> (N, 2)
+        return torch.relu(self.fc(x)) @ torch.full((3, 2), 0.5, device=x.device)
+
+
+def test_a_reference_that_cannot_run_in_float64_is_held_to_the_tolerance(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model, x = OwnConstant().eval(), torch.randn(3, 3)
+    bounds = bounds_for(model, x, "neuron")
+
+    with caplog.at_level("INFO", logger="unit_fast.export.parity"):
+        report = export_onnx(model, bounds, tmp_path / "model.onnx", example_input=x)
+
+    assert "does not run in float64" in caplog.text
+    assert report.parity is not None
+    assert report.parity.max_rel < 1e-5
