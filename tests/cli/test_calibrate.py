@@ -98,6 +98,17 @@ def test_normalisation_reaches_the_model(here: Path, unit_fast) -> None:
     assert float(twice[first].mean()) > 1.3 * float(raw[first].mean())
 
 
+def test_labels_in_another_order_are_doubted(here: Path, prepared: Path, unit_fast) -> None:
+    spoiled(prepared, here / "turned.npz", y=lambda y: (y + 1) % 3)
+    arguments = ("calibrate", "-m", "model.pt2", "--method", "maximum", "--data")
+
+    turned, right = unit_fast(*arguments, "turned.npz"), unit_fast(*arguments, "clean.npz")
+
+    assert "gets only 0.0% of these samples right; are the classes numbered" in turned.stderr
+    assert "warning" not in right.stderr
+    assert "validation: 100.00% →" in right.stdout
+
+
 def test_plot(here: Path, unit_fast) -> None:
     result = unit_fast(
         "calibrate", "-m", "model.pt2", "--data", "clean.npz", "--method", "maximum", "--plot", "bounds.png"

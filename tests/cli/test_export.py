@@ -55,7 +55,7 @@ def test_opset(here: Path, bounds: Path, unit_fast) -> None:
         pytest.param(["--form", "clip"], "clip", id="clip-for-neuron-bounds"),
         pytest.param(["--form", "fold"], "fold", id="unknown-form"),
         pytest.param(["--opset", "7"], "opset", id="opset"),
-        pytest.param(["--precision", "int4"], "int4", id="precision"),
+        pytest.param(["--dtype", "int4"], "int4", id="precision"),
         pytest.param(["--input-shape", "1x8"], "", id="shape-that-does-not-fit"),
         pytest.param(["--input-shape", "1x8xb"], "--input-shape 1x8xb: expected whole numbers", id="shape-text"),
         pytest.param(["--input-shape", "0x8x8"], "expected numbers above 0", id="shape-zero"),

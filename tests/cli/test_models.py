@@ -124,3 +124,41 @@ def test_a_file_that_is_no_model_is_said(here: Path, name: str, says: str) -> No
 def test_an_archive_takes_no_weights(here: Path) -> None:
     with pytest.raises(ModelError, match="carries its weights"):
         load_model("model.pt2", weights=here / "weights.pth")
+
+
+TIMM = """
+import nets
+
+def create_model(model_name, width=4, pretrained=False):
+    assert model_name == "tiny"
+    return nets.small(width)
+"""
+
+
+def test_timm_model_with_weights(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "timm.py").write_text(TIMM)
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    torch.save({"1.weight": torch.ones(2, 12), "1.bias": torch.zeros(2)}, here / "weights.pth")
+
+    model = load_model("timm:tiny", weights=here / "weights.pth", model_args='{"width": 2}')
+
+    assert isinstance(model, nn.Module)
+    assert torch.equal(model(torch.ones(1, 12)), torch.full((1, 2), 12.0))
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("ImportError('no module named timm')", "needs timm: pip install timm"),
+        ("RuntimeError('operator torchvision::nms does not exist')", "match torchvision to torch"),
+    ],
+)
+def test_timm_that_does_not_import(here: Path, monkeypatch: pytest.MonkeyPatch, error: str, says: str) -> None:
+    (here / "timm.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+
+    with pytest.raises(ModelError, match=says):
+        load_model("timm:tiny", weights=here / "weights.pth")

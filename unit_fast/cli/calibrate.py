@@ -14,9 +14,11 @@ from unit_fast.cli.terminal import Terminal
 from unit_fast.errors import DataError
 
 if TYPE_CHECKING:
+    from unit_fast.bounds import Bounds
     from unit_fast.calibration import Method, Progress
 
 EXIT_INTERRUPTED = 130
+_DOUBTFUL_ACCURACY = 0.5
 
 
 def calibrate(
@@ -101,7 +103,8 @@ def calibrate(
         if plot is not None:
             bounds.plot(plot)
         interrupted = checkpoint.exists()
-        terminal.show(bounds.summary())
+        terminal.show(bounds.summary(), _accuracies(bounds))
+        _doubt_labels(terminal, bounds)
         terminal.note(f"wrote {output}" + (f" and {plot}" if plot is not None else ""))
         terminal.result(
             {
@@ -153,6 +156,23 @@ def _checkpoint(output: Path, resume: bool, terminal: Terminal) -> Path:
         terminal.note(f"starting over; --resume would have gone on from {path}")
         path.unlink()
     return path
+
+
+def _accuracies(bounds: "Bounds") -> str:
+    accuracy, samples = bounds.metadata["accuracy"], bounds.metadata["samples"]
+    return "\n".join(
+        f"{part}: {accuracy[f'{part}_before']:.2%} → {accuracy[f'{part}_after']:.2%} of {samples[part]:,} samples right"
+        for part in ("fit", "validation")
+    )
+
+
+def _doubt_labels(terminal: Terminal, bounds: "Bounds") -> None:
+    right = bounds.metadata["accuracy"]["fit_before"]
+    if bounds.metadata["samples"]["labels"] == "given" and right < _DOUBTFUL_ACCURACY:
+        terminal.warn(
+            f"without any bounds the model gets only {right:.1%} of these samples right; are the classes numbered "
+            "as in its training, and --mean, --std and --size as they were there?"
+        )
 
 
 @contextmanager

@@ -26,7 +26,9 @@ def export(
         typer.Option(help="Without --data: the shape of one input, such as 3x32x32.", metavar="CxHxW"),
     ] = None,
     form: Annotated[str, typer.Option(help="How clamps are written: auto, clip (bounds per tensor) or min.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Of weights and activations: fp32.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option("--dtype", "--precision", help="Of weights and activations: fp32.")
+    ] = "fp32",
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
     verify: Annotated[
         bool,

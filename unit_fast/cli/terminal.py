@@ -38,6 +38,10 @@ class Terminal:
         """Say something that is not the result. Square brackets are text, not markup."""
         self.notes.print(escape(text))
 
+    def warn(self, text: str) -> None:
+        """Say something the user should look at."""
+        self.notes.print(f"[yellow]warning:[/] {escape(' '.join(text.split()))}")
+
     def show(self, *renderables: RenderableType) -> None:
         """Print (a part of) the result for people; silent with ``json`` and ``quiet``."""
         for renderable in renderables:
@@ -68,7 +72,7 @@ class Terminal:
         line: str | None = None,  # noqa: ARG002
     ) -> None:
         where = "" if issubclass(category, UnitFastWarning) else f" ({filename}:{lineno})"
-        self.notes.print(f"[yellow]warning:[/] {escape(' '.join(str(message).split()))}{escape(where)}")
+        self.warn(f"{message}{where}")
 
 
 def _plain(value: Any) -> Any:
