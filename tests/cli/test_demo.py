@@ -45,7 +45,7 @@ def test_what_it_leaves_can_be_used_again(demo: tuple[Path, dict[str, Any]], uni
     assert "<svg" in (folder / "report.html").read_text()
     again = unit_fast(
         "evaluate", "-m", folder / "model.pt2", "-b", folder / "bounds.safetensors", "--data", folder / "test.npz",
-        "--trigger", f"patch:size={TRIGGER.size},row={TRIGGER.row},col={TRIGGER.col}", "--target", TARGET, "--json",
+        "--trigger", str(TRIGGER), "--target", TARGET, "--json",
     )  # fmt: skip
     assert again.exit_code == 0, again.stderr
     report = json.loads(again.stdout)

@@ -1,5 +1,7 @@
 """``unit-fast demo``: a backdoor made, measured, removed, and the cleaned model shipped, in one go."""
 
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -205,7 +207,7 @@ def _comparison(results: "dict[str, Report]") -> Table:
     table = Table(title="\nThe same network, with and without bounds", title_justify="left")
     for heading in ("", "benign accuracy", "attack success", "robust accuracy"):
         table.add_column(heading, justify="right" if heading else "left")
-    names = {"before": "as trained", "after": "with bounds", "onnx": "with bounds, in ONNX Runtime"}
+    names = {"before": "as trained", "after": "with bounds", "onnx": "the ONNX file"}
     for key, name in names.items():
         rates = _rates(results[key])
         table.add_row(name, *(f"{rates[rate]:.1%}" for rate in list(rates)[:3]))
@@ -216,12 +218,14 @@ def _say_where(terminal: Terminal, files: Files, seconds: float) -> None:
     from unit_fast.cli.demo_digits import TARGET, TRIGGER
 
     folder = files.model.parent
+    # As `make demo` runs it, the environment is not activated and the bare name is not found.
+    program = "unit-fast" if shutil.which("unit-fast") else sys.argv[0]
     terminal.show(
         f"\nDone in {seconds:.0f} s. In {escape(str(folder))}/ are {files.model.name}, {files.bounds.name}, "
         f"{files.onnx.name}, the digits, and a page to look at: {escape(str(files.report))}",
         "\nDo it again by hand:",
-        f"  unit-fast calibrate -m {files.model} --data {files.calibration_data} -o bounds.safetensors",
-        f"  unit-fast evaluate  -m {files.model} --data {files.test_data} --bounds bounds.safetensors \\\n"
-        f"      --trigger patch:size={TRIGGER.size},row={TRIGGER.row},col={TRIGGER.col} --target {TARGET}",
-        f"  unit-fast export    -m {files.model} --bounds bounds.safetensors -o model.onnx",
+        f"  {program} calibrate -m {files.model} --data {files.calibration_data} -o bounds.safetensors",
+        f"  {program} evaluate -m {files.model} --data {files.test_data} --bounds bounds.safetensors \\\n"
+        f"      --trigger {TRIGGER} --target {TARGET}",
+        f"  {program} export -m {files.model} --bounds bounds.safetensors -o model.onnx",
     )
