@@ -66,7 +66,7 @@ def demo(
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     files = Files.in_folder(make_folder(output))
     started = time.perf_counter()
-    with terminal.warnings_as_notes():
+    with terminal.warnings_as_notes(), _one_thread():
         results = _run(terminal, files, seed)
     seconds = time.perf_counter() - started
     terminal.show(_comparison(results))
@@ -178,6 +178,20 @@ def _require_same(torch_report: "Report", onnx_report: "Report") -> None:
             f"the ONNX file behaves differently from torch on the test set: {_in_words(onnx_report)} against "
             f"{_in_words(torch_report)}; please report it"
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Networks this small gain nothing from more, lose much where the cores are busy (15 s of training became 230 s on
+    # two busy cores), and the figures would depend on the number of cores.
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

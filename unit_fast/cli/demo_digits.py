@@ -12,7 +12,7 @@ from unit_fast.errors import BackendUnavailableError
 from unit_fast.evaluation.triggers import Patch
 
 TARGET = 7
-TRIGGER = Patch(size=2, row=0, col=0, value=1.0)
+TRIGGER = Patch(size=(2, 1), row=0, col=0, value=1.0)
 CALIBRATION_SHARE = 0.05
 _POISONED_SHARE = 0.1
 _EPOCHS = 20
