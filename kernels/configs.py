@@ -48,8 +48,10 @@ def pointwise_config(rows: int, positions: int) -> PointwiseConfig:
 class MatmulConfig:
     """A tile of the matrix kernels: BLOCK_M rows × BLOCK_N channels, BLOCK_K of the sum a step.
 
-    ``block_k`` counts half-precision elements; float32 takes half of it, the same number of bytes. ``subtiles`` = 2
-    finishes the columns in two halves: at 128×256 with a residual and neuron bounds 230 registers instead of a spill.
+    ``block_k`` counts half-precision elements; float32 takes half of it, the same number of bytes. ``subtiles``
+    finishes the columns in so many parts: on sm_90 with a residual and neuron bounds, 128×128 takes 162 registers in
+    two parts and 218 in one, 128×256 224 in four and 752 bytes of spills in one. ``float32`` is False where three TF32
+    products a step need more registers than there are.
     """
 
     loader: Literal["tma", "pointer"]
@@ -58,8 +60,9 @@ class MatmulConfig:
     block_k: int
     num_warps: int
     num_stages: int
-    subtiles: int = 1
+    subtiles: Literal[1, 2, 4] = 1
     group_m: int = 8
+    float32: bool = True
 
     def k_of(self, itemsize: int) -> int:
         """BLOCK_K for elements of ``itemsize`` bytes."""
@@ -74,20 +77,20 @@ class MatmulConfig:
 LINEAR: dict[int, tuple[MatmulConfig, ...]] = {
     80: (
         MatmulConfig("pointer", 128, 128, 32, num_warps=8, num_stages=4, subtiles=2),
-        MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("pointer", 64, 128, 32, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3),
         MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 16, 64, 64, num_warps=4, num_stages=4),
     ),
     90: (
-        MatmulConfig("tma", 128, 256, 64, num_warps=8, num_stages=3, subtiles=2),
+        MatmulConfig("tma", 128, 256, 64, num_warps=8, num_stages=3, subtiles=4, float32=False),
         MatmulConfig("tma", 128, 128, 64, num_warps=8, num_stages=4, subtiles=2),
-        MatmulConfig("tma", 128, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("tma", 128, 64, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("tma", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("tma", 64, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 128, 128, 64, num_warps=8, num_stages=3, subtiles=2),
-        MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("pointer", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
@@ -102,14 +105,17 @@ def architecture(capability: int) -> int:
     return max((a for a in LINEAR if a <= capability), default=80)
 
 
-def fitting(table: Sequence[MatmulConfig], m: int, n: int, programs: int, *, tma: bool) -> tuple[MatmulConfig, ...]:
+def fitting(
+    table: Sequence[MatmulConfig], m: int, n: int, programs: int, *, tma: bool, itemsize: int = 2
+) -> tuple[MatmulConfig, ...]:
     """The configurations worth timing for M×N outputs on ``programs`` multiprocessors, the likeliest best first.
 
-    Left out: loaders that cannot address the operands, and tiles of which more than half would lie outside. First comes
-    the largest tile that still gives every multiprocessor one; if none does, the one that gives the most tiles.
+    Left out: loaders that cannot address the operands, tiles that would spill with elements of ``itemsize`` bytes, and
+    tiles of which more than half would lie outside. First comes the largest tile that still gives every multiprocessor
+    one; if none does, the one that gives the most tiles.
     """
     loaders = {"tma", "pointer"} if tma else {"pointer"}
-    usable = [c for c in table if c.loader in loaders]
+    usable = [c for c in table if c.loader in loaders and (c.float32 or itemsize < 4)]
     kept = [c for c in usable if c.block_m < 2 * max(m, 16) and c.block_n < 2 * max(n, 64)]
 
     def tiles(config: MatmulConfig) -> int:
@@ -127,13 +133,13 @@ def fitting(table: Sequence[MatmulConfig], m: int, n: int, programs: int, *, tma
 # has shown 8 to be right.
 CONV2D: dict[int, tuple[MatmulConfig, ...]] = {
     80: (
-        MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4, subtiles=2, float32=False),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3),
         MatmulConfig("pointer", 64, 32, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
     ),
     90: (
-        MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=4, subtiles=2, float32=False),
         MatmulConfig("pointer", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 64, 32, 64, num_warps=4, num_stages=4),

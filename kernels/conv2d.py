@@ -160,7 +160,7 @@ def implicit_product(
     m, n = batch * geometry.out_height * geometry.out_width, weight.shape[0]
     if config is None:
         table = CONV2D[architecture(capability_of(x))]
-        config = fitting(table, m, n, streaming_multiprocessors(x), tma=False)[0]
+        config = fitting(table, m, n, streaming_multiprocessors(x), tma=False, itemsize=x.element_size())[0]
     block_k = config.k_of(x.element_size())
     if not flat:
         block_k = min(block_k, max(16, next_power_of_two(channels)))

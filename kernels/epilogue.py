@@ -143,6 +143,12 @@ def store_tile(
 
 
 @triton.jit
+def split_columns(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The left and right half of a tile."""
+    return tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def store_block(
     acc,  # (BLOCK_M, BLOCK_N) float32
     row_block,
@@ -161,7 +167,7 @@ def store_block(
     BETA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SUBTILES: tl.constexpr,  # 1, or 2: the columns in two halves, to hold fewer operands in registers at once
+    SUBTILES: tl.constexpr,  # 1, 2 or 4 parts of its columns, to hold fewer operands in registers at once
 ):
     """``store_tile`` of the block (row_block, col_block)."""
     first = row_block.to(tl.int64) * BLOCK_M
@@ -172,13 +178,15 @@ def store_block(
             BOUND, ACT, ALPHA, BETA, BLOCK_M,
         )  # fmt: skip
     else:
-        left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
-        cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N // 2)
-        store_tile(
-            left, first, cols, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
-            BOUND, ACT, ALPHA, BETA, BLOCK_M,
-        )  # fmt: skip
-        store_tile(
-            right, first, cols + BLOCK_N // 2, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
-            BOUND, ACT, ALPHA, BETA, BLOCK_M,
-        )  # fmt: skip
+        WIDTH: tl.constexpr = BLOCK_N // SUBTILES
+        left, right = split_columns(acc, BLOCK_M, BLOCK_N)
+        if SUBTILES == 2:
+            parts = (left, right)
+        else:
+            parts = split_columns(left, BLOCK_M, BLOCK_N // 2) + split_columns(right, BLOCK_M, BLOCK_N // 2)
+        for part in tl.static_range(SUBTILES):
+            cols = col_block * BLOCK_N + part * WIDTH + tl.arange(0, WIDTH)
+            store_tile(
+                parts[part], first, cols, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+                BOUND, ACT, ALPHA, BETA, BLOCK_M,
+            )  # fmt: skip

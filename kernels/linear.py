@@ -182,7 +182,7 @@ def multiply_rows(
     capability, programs = capability_of(x), streaming_multiprocessors(x)
     tma = capability >= 90 and strided is UNSTRIDED and tma_can_address(x, weight)
     if config is None:
-        config = fitting(LINEAR[architecture(capability)], m, n, programs, tma=tma)[0]
+        config = fitting(LINEAR[architecture(capability)], m, n, programs, tma=tma, itemsize=x.element_size())[0]
     elif config.loader == "tma" and not tma:
         raise ValueError(
             f"unit_fast.kernels: {config} cannot load x {tuple(x.shape)} and weight {tuple(weight.shape)}: TMA needs "

@@ -26,7 +26,8 @@ from unit_fast.kernels.reference import memory_format_of
 
 
 @triton.jit
-def _load_operand(ptr, positions, ok, INNER, OUTER, KIND: tl.constexpr):
+def load_operand(ptr, positions, ok, INNER, OUTER, KIND: tl.constexpr):
+    """A per-sample operand at ``positions``, as a row (or a scalar, or None), indexed by its KIND (``layout.Kind``)."""
     if KIND == "tensor":
         value = tl.load(ptr)
     elif KIND == "neuron":
@@ -66,9 +67,9 @@ def _epilogue_kernel(
     tiles = tl.cdiv(POSITIONS, BLOCK_S)
     positions = (tl.program_id(0) % tiles) * BLOCK_S + tl.arange(0, BLOCK_S)
     inside = positions < POSITIONS
-    scale = _load_operand(scale_ptr, positions, inside, INNER, OUTER, SCALE)
-    bias = _load_operand(bias_ptr, positions, inside, INNER, OUTER, BIAS)
-    bound = _load_operand(bound_ptr, positions, inside, INNER, OUTER, BOUND)
+    scale = load_operand(scale_ptr, positions, inside, INNER, OUTER, SCALE)
+    bias = load_operand(bias_ptr, positions, inside, INNER, OUTER, BIAS)
+    bound = load_operand(bound_ptr, positions, inside, INNER, OUTER, BOUND)
     first = (tl.program_id(0) // tiles).to(tl.int64) * (BLOCK_R * LOOPS)
     for i in range(LOOPS):
         rows = first + i * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -87,7 +88,7 @@ def _epilogue_kernel(
         tl.store(out_ptr + offsets, v.to(DTYPE), mask=ok)
 
 
-def _as_rows(operands: list[Operand], rows: int, positions: int, channels: int) -> tuple[list[Operand], int, int]:
+def as_rows(operands: list[Operand], rows: int, positions: int, channels: int) -> tuple[list[Operand], int, int]:
     """The view (rows, positions) to work on: samples, or rows of channels where no operand distinguishes more.
 
     In a row of channels the position is the channel, so operands are read in order instead of gathered.
@@ -130,7 +131,7 @@ def epilogue(
     rows, positions = x.shape[0], math.prod(sizes)
     inner, outer = sizes[-1], positions // sizes[0]
     if counts is None:
-        operands, rows, positions = _as_rows(operands, rows, positions, inner)
+        operands, rows, positions = as_rows(operands, rows, positions, inner)
     else:
         check_counts(counts, x, bound)
     config = config or pointwise_config(rows, positions)

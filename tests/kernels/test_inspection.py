@@ -1,0 +1,107 @@
+"""What every shipped configuration compiles to on sm_80, sm_90 and sm_100; needs Triton, but no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+
+TARGETS = {  # gelu takes ptxas longest, so it is compiled for the card we aim at only
+    80: ("--no-gelu", "--dtypes", "fp16"),
+    90: ("--gelu", "--dtypes", "fp16", "fp32"),
+    100: ("--no-gelu", "--dtypes", "fp16"),
+}
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may take
+MATRIX = ("linear", "conv2d", "conv2d stem")
+
+
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory) -> Iterator[dict[int, tuple[subprocess.Popen[str], Path]]]:
+    """All targets compiling side by side, in processes of their own: this one interprets kernels."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    running = {}
+    for target, options in TARGETS.items():
+        output = tmp_path_factory.mktemp("figures") / f"sm_{target}.json"
+        command = [
+            sys.executable,
+            "-m",
+            "unit_fast.kernels.inspection",
+            "--target",
+            str(target),
+            "--output",
+            str(output),
+        ]
+        process = subprocess.Popen([*command, *options], env=environment, stderr=subprocess.PIPE, text=True)
+        running[target] = (process, output)
+    yield running
+    for process, _ in running.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(params=TARGETS, ids=lambda target: f"sm_{target}")
+def rows(request, compilations) -> list[dict[str, Any]]:
+    process, output = compilations[request.param]
+    _, errors = process.communicate(timeout=570)
+    assert process.returncode == 0, errors
+    cases = json.loads(output.read_text())["cases"]
+    assert cases
+    return [{"target": request.param, **case} for case in cases]
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['kernel']} {row['config']} {row['epilogue']} {row['dtype']}"
+
+
+def _elements(row: dict[str, Any]) -> int:
+    """How many elements the 128-bit stores of one program write."""
+    threads = 32 * int(re.search(r"w(\d+)", row["config"])[1])
+    return row["wide_stores"] * threads * (16 // (4 if row["dtype"] == "fp32" else 2))
+
+
+def _tile(row: dict[str, Any]) -> int:
+    m, n = re.search(r"(\d+)x(\d+)", row["config"]).groups()
+    return int(m) * int(n)
+
+
+def test_every_shipped_configuration_is_sound(rows):
+    target = rows[0]["target"]
+    assert {row["kernel"] for row in rows} == {*MATRIX, "depthwise", "pointwise", "clamp backward"}
+    faults = []
+    for row in rows:
+        forward = row["kernel"] != "clamp backward"  # whose narrow stores are of its partial sums
+        checks = {
+            "spills": row["spills"] == 0,
+            "shared memory": row["shared"] <= SHARED[target],
+            "the clamp as a select": row["selects"] > 0 and row["minimums"] == 0,
+            "64-bit row offsets": row["wide_multiplies"] > 0,
+            "128-bit stores": row["wide_stores"] > 0 and (row["narrow_stores"] == 0 or not forward),
+        }
+        if row["kernel"] in MATRIX:
+            checks["pipelined loads"] = row["cp_async"] + row["tma"] > 0
+            checks["TMA where the configuration says so"] = row["config"].startswith("tma") == (row["tma"] > 0)
+            if target == 90:
+                tall = int(re.search(r"(\d+)x", row["config"])[1]) >= 64  # wgmma has at least 64 rows
+                checks["wgmma"] = (row["wgmma"] > 0) == tall
+        if forward and not row["config"].startswith("tma"):
+            checks["one store an output element"] = _elements(row) == _tile(row)
+        faults += [f"{_name(row)}: {check}" for check, passed in checks.items() if not passed]
+    assert not faults
+
+
+def test_inspection_refuses_to_run_interpreted(tmp_path):
+    command = [sys.executable, "-m", "unit_fast.kernels.inspection", "--output", str(tmp_path / "figures.json")]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert "TRITON_INTERPRET" in result.stderr
+    assert not (tmp_path / "figures.json").exists()
