@@ -37,6 +37,11 @@ def split_by_class(
     if not 0 < fraction < 1:
         raise DataError(f"fraction must lie between 0 and 1, both excluded; got {fraction}")
     classes, counts = torch.unique(labels, return_counts=True)
+    if len(classes) < 2 and spare_single:
+        raise DataError(
+            f"the model gives all {len(labels)} calibration samples the class {int(classes[0])}; give labels, "
+            "or samples of several classes"
+        )
     if len(classes) < 2:
         raise DataError(
             f"all {len(labels)} calibration samples have the class {int(classes[0]) if len(classes) else 'none'}; "
