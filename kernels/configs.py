@@ -78,7 +78,7 @@ LINEAR: dict[int, tuple[MatmulConfig, ...]] = {
     80: (
         MatmulConfig("pointer", 128, 128, 32, num_warps=8, num_stages=4, subtiles=2),
         MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4, subtiles=2),
-        MatmulConfig("pointer", 64, 128, 32, num_warps=4, num_stages=4, subtiles=2),
+        MatmulConfig("pointer", 64, 128, 32, num_warps=4, num_stages=4, subtiles=4),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3),
         MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 16, 64, 64, num_warps=4, num_stages=4),
