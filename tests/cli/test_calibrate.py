@@ -143,7 +143,7 @@ def spoiled(prepared: Path, to: Path, **changes: object) -> Path:
         ),
         pytest.param({"x": lambda x: np.where(x == x.max(), np.nan, x)}, "NaN", id="nan"),
         pytest.param({"x": lambda x: x[:0], "y": lambda y: y[:0]}, "shape (0, 1, 8, 8)", id="empty"),
-        pytest.param({"x": lambda x: x[:, :, :4, :4]}, "", id="wrong-size"),
+        pytest.param({"x": lambda x: x[:, :, :4, :4]}, "does not run on a batch", id="wrong-size"),
     ],
 )
 def test_data_that_cannot_be_used_is_said_and_nothing_written(
@@ -216,7 +216,7 @@ def test_nothing_to_resume(unit_fast) -> None:
 
 def test_ctrl_c_keeps_what_there_is_and_resume_ends_as_if_uninterrupted(here: Path) -> None:
     whole = ["calibrate", "-m", "model.pt2", "--data", "clean.npz", "--method", "paper", "--tolerance", "0.5", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(here)}
+    environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
     # Ctrl-C in the middle of a search takes luck to time; here it comes after the tenth step.
     (here / "sitecustomize.py").write_text(INTERRUPT_AT_STEP_TEN)
 

@@ -138,6 +138,47 @@ def test_a_truncated_bounds_file(bounds: Path, unit_fast) -> None:
     assert "truncated" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["calibrate", "evaluate", "export"])
+@pytest.mark.parametrize("model", [["model.pt2"], ["nets:net", "--weights", "weights.pth"]], ids=["archive", "factory"])
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [
+        pytest.param(lambda x: x[:, :, :4, :4], "(2, 1, 4, 4)", id="smaller"),
+        pytest.param(lambda x: np.tile(x, (1, 1, 2, 2)), "(2, 1, 16, 16)", id="larger"),
+        pytest.param(lambda x: np.tile(x, (1, 3, 1, 1)), "(2, 3, 8, 8)", id="colour"),
+    ],
+)
+def test_images_the_model_does_not_take(here: Path, bounds: Path, unit_fast, command, model, change, shape) -> None:
+    with np.load(here / "clean.npz") as arrays:
+        np.savez(here / "other.npz", x=change(arrays["x"]), y=arrays["y"])
+    with_bounds = () if command == "calibrate" else ("-b", bounds)
+
+    result = unit_fast(command, "-m", *model, "--data", "other.npz", *with_bounds)
+
+    assert result.exit_code == 2, result.stderr
+    assert f"the model does not run on a batch of shape {shape}: " in result.stderr.splitlines()[-1]
+
+
+def test_another_size_than_neuron_bounds_were_fitted_for(here: Path, unit_fast) -> None:
+    (here / "pooled.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *tail)\n"
+    )
+    state = {"0.weight": torch.rand(4, 1, 3, 3), "0.bias": torch.zeros(4)}
+    torch.save(state | {"4.weight": torch.rand(3, 4), "4.bias": torch.zeros(3)}, here / "pooled.pth")
+    model = ("-m", "pooled:net", "--weights", "pooled.pth")
+    with np.load(here / "clean.npz") as arrays:
+        np.savez(here / "larger.npz", x=np.tile(arrays["x"], (1, 1, 2, 2)), y=arrays["y"])
+    assert unit_fast("calibrate", *model, "--data", "clean.npz", "--method", "maximum", "-q").exit_code == 0
+
+    result = unit_fast("evaluate", *model, "--data", "larger.npz", "-b", "bounds.safetensors")
+
+    assert result.exit_code == 2
+    assert "site 1 has activations (4, 14, 14), its bounds per neuron were fitted for (4, 6, 6)" in result.stderr
+
+
 def test_images_without_labels(here: Path, unit_fast) -> None:
     with np.load(here / "clean.npz") as arrays:
         np.savez(here / "unlabelled.npz", x=arrays["x"])

@@ -76,7 +76,7 @@ def calibrate(
     from unit_fast.calibration import calibrate as fit
     from unit_fast.cli.data import Batches, open_samples, parse_normalisation
     from unit_fast.cli.devices import parse_device
-    from unit_fast.cli.models import load_model
+    from unit_fast.cli.models import check_runs, load_model
 
     with terminal.warnings_as_notes():
         chosen = parse_method(method, tolerance)
@@ -84,6 +84,8 @@ def calibrate(
         samples = open_samples(data, size)
         batches = Batches(samples, batch_size, parse_normalisation(mean, std))
         loaded = load_model(model, weights, model_args, place)
+        example = batches.example().to(place)
+        check_runs(loaded, example)
         terminal.note(f"calibrating {model} on {len(samples)} samples of {data}")
         with _telling_how_to_resume(terminal, checkpoint), _bar(terminal) as progress:
             bounds = fit(
@@ -91,7 +93,7 @@ def calibrate(
                 batches,
                 method=chosen,
                 granularity=granularity.value,
-                example_input=batches.example().to(place),
+                example_input=example,
                 include=include,
                 exclude=exclude,
                 seed=seed,

@@ -63,7 +63,7 @@ def evaluate(
 
     from unit_fast.cli.data import Batches, open_samples, parse_normalisation
     from unit_fast.cli.devices import parse_device
-    from unit_fast.cli.models import load_model, make_here_importable
+    from unit_fast.cli.models import check_runs, load_model, make_here_importable
     from unit_fast.evaluation import evaluate as measure
     from unit_fast.evaluation.triggers import parse
 
@@ -79,6 +79,7 @@ def evaluate(
         loaded = load_model(model, weights, model_args, place)
         batches = Batches(samples, batch_size)
         example = Batches(samples, batch_size, normalise).example().to(place)
+        check_runs(loaded, example)
         subject = _Subject(loaded, example, bounds, onnx, getattr(torch, dtype) if dtype else None)
         with progress_bar(terminal, "evaluating") as progress:
             report = measure(

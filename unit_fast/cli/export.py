@@ -48,13 +48,14 @@ def export(
     check_writable(output)
 
     from unit_fast.bounds import Bounds
-    from unit_fast.cli.models import load_model
+    from unit_fast.cli.models import check_runs, load_model
     from unit_fast.export import export_onnx
 
     with terminal.warnings_as_notes():
         learned = Bounds.load(bounds)
         loaded = load_model(model, weights, model_args)
         example = _example_input(loaded, data, input_shape, size, mean, std)
+        check_runs(loaded, example)
         terminal.note("exporting and verifying" if verify else "exporting")
         report = export_onnx(
             loaded, learned, output, example_input=example, form=form, precision=precision, opset=opset, verify=verify

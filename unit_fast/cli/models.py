@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from unit_fast.capture import call_arguments
 from unit_fast.cli.checkpoint import load_weights
 from unit_fast.cli.model_error import ModelError
 from unit_fast.cli.pt2_archive import load_archive
@@ -54,6 +55,28 @@ def runnable(model: AnyModel) -> nn.Module:
         return model
     # Guards are Python text from the archive, evaluated at every call; capture does without them too.
     return model.module(check_guards=False)
+
+
+def check_runs(model: AnyModel, example: Any) -> None:
+    """Call the model once, so that data it does not take is found before the work, and in one line.
+
+    Args:
+        model: what :func:`load_model` returned.
+        example: a batch, a tuple of inputs or a dict of inputs by name, on the model's device.
+
+    Raises:
+        ModelError: it raises; says what and for which shapes.
+    """
+    args, kwargs = call_arguments(example)
+    try:
+        with torch.no_grad():
+            runnable(model)(*args, **kwargs)
+    except Exception as error:  # the user's network may raise anything
+        shapes = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+        raise ModelError(
+            f"the model does not run on a batch of shape {shapes}: {' '.join(str(error).split())}; "
+            "are these images of the size (--size) and with the channels it was trained on?"
+        ) from error
 
 
 def make_here_importable() -> None:
