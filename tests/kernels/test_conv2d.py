@@ -131,13 +131,6 @@ def test_packed_operands_are_not_copied(monkeypatch, randn):
     assert seen["tail"].bound.values.data_ptr() == bound.data_ptr()
 
 
-def test_packed_depthwise_weight_is_not_copied():
-    weight = torch.randn(6, 1, 3, 2)
-    packed = pack_weight(weight, groups=6)
-    assert torch.equal(packed, weight)
-    assert packed.permute(2, 3, 1, 0).contiguous().data_ptr() == packed.data_ptr()
-
-
 def test_empty_batch(device):
     y = conv2d(torch.empty(0, 4, 5, 5, device=device), torch.empty(3, 4, 3, 3, device=device))
     assert y.shape == (0, 3, 3, 3)

@@ -13,7 +13,6 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 from unit_fast.kernels import pointwise
 from unit_fast.kernels.configs import PointwiseConfig, pointwise_config
-from unit_fast.kernels.layout import pack_bound
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, epilogue_ref, memory_format_of
 
 SAMPLES = {  # id: (sample, a shape per kind of operand)
@@ -121,26 +120,6 @@ def test_bad_counts_are_refused(counts, bound, words):
 def test_float64_is_refused():
     with pytest.raises(TypeError, match="float64"):
         pointwise.epilogue(torch.zeros(2, 3, dtype=torch.float64))
-
-
-def test_packed_bound_is_read_where_it_lies():
-    from unit_fast.kernels.layout import per_sample
-
-    bound = torch.randn(5, 7, 6)
-    packed = pack_bound(bound)
-    assert torch.equal(packed, bound)
-    operand = per_sample(packed, (5, 7, 6), channels_last=True)
-    assert operand.kind == "neuron"
-    assert operand.values.data_ptr() == packed.data_ptr()
-    assert torch.equal(operand.values, bound.permute(1, 2, 0))
-
-
-def test_sample_above_two_to_the_31_is_refused():
-    from unit_fast.kernels.layout import check_kernel_operands
-
-    with pytest.raises(ValueError, match="2³¹"):
-        check_kernel_operands("epilogue", torch.zeros(1), (2**16, 2**15, 1))
-    check_kernel_operands("epilogue", torch.zeros(1), (2**16, 2**15 - 1, 1))
 
 
 @pytest.mark.parametrize(("rows", "positions"), [(1, 1), (256, 10), (256, 64 * 56 * 56), (256 * 3136, 64), (1, 10**6)])

@@ -1,0 +1,37 @@
+"""The depthwise kernel by itself: its tiles, and the weight layout it reads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+
+from unit_fast.kernels.configs import DepthwiseConfig, depthwise_config
+from unit_fast.kernels.conv2d import conv2d
+from unit_fast.kernels.layout import pack_weight
+from unit_fast.kernels.reference import conv2d_ref
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "config", [None, DepthwiseConfig(4, 16), DepthwiseConfig(64, 32)], ids=["shipped", "small", "tall"]
+)
+@pytest.mark.parametrize("channels", [2, 24, 70])
+def test_agrees_with_the_reference(config, channels, dtype, randn, agree):
+    x, weight = randn((2, channels, 7, 6), dtype, 0), pack_weight(randn((channels, 1, 3, 3), dtype, 1, 1 / 3), channels)
+    bias, residual, bound = (
+        randn((channels,), dtype, 2),
+        randn((2, channels, 4, 3), dtype, 3),
+        randn((channels, 4, 3), dtype, 4),
+    )
+    arguments = (x, weight, bias, residual, bound, (2, 2), (1, 1), (1, 1), channels, "relu6")
+    agree(conv2d(*arguments, config=config), conv2d_ref, *arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 32, 96, 960])
+def test_tile_holds_a_thousand_elements_and_no_more_than_a_cache_line_of_channels(channels):
+    config = depthwise_config(channels)
+    assert config.block_m * config.block_c == 1024
+    assert config.block_c <= 64
+    assert config.block_c < 2 * channels
