@@ -12,6 +12,8 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 from unit_fast.kernels import backward
 from unit_fast.kernels.reference import clamp_bound_ref
 
+# bfloat16 on a GPU only: the interpreter's bfloat16 products are wrong (Triton 3.6 and 3.9)
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if torch.cuda.is_available() else [])]
 NHWC = torch.channels_last
 CASES = {  # id: (x, bound, layout)
     "neuron": ((5, 3, 4, 6), (3, 4, 6), torch.contiguous_format),
@@ -34,7 +36,7 @@ def _autograd(x, bound, grad):
     return torch.autograd.grad(clamp_bound_ref(x, bound), (x, bound), grad.double())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "bound_shape", "layout"), CASES.values(), ids=CASES)
 def test_agrees_with_autograd(shape, bound_shape, layout, dtype, randn):
     x, bound = randn(shape, dtype, 0).to(memory_format=layout), randn(bound_shape, dtype, 1)
@@ -43,7 +45,7 @@ def test_agrees_with_autograd(shape, bound_shape, layout, dtype, randn):
     expected_dx, expected_dbound = _autograd(x, bound, grad)
     assert (dx.dtype, dbound.dtype) == (dtype, dtype)
     assert torch.equal(dx.double(), expected_dx)
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-3
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     torch.testing.assert_close(dbound.double(), expected_dbound, rtol=tolerance, atol=tolerance)
 
 
