@@ -124,8 +124,8 @@ def store_last_rows(out_ptr, residual_ptr, bound_ptr, M, N, sample_rows, BLOCK: 
     first = tl.cast(M, tl.int64) - BLOCK  # 2¹⁹ − 1
     acc = tl.full((BLOCK, 16), 3.0, tl.float32)
     store_tile(
-        acc, first, tl.arange(0, 16), M, N, out_ptr, None, residual_ptr, bound_ptr, None, sample_rows,
-        "neuron", "relu", 0.0, 0.0, BLOCK,
+        acc, first, tl.arange(0, BLOCK), tl.arange(0, BLOCK) < M, tl.arange(0, 16), N, out_ptr, None, residual_ptr,
+        bound_ptr, None, sample_rows, "neuron", "relu", 0.0, 0.0,
     )  # fmt: skip
 
 

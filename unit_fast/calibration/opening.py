@@ -9,16 +9,18 @@ outputs. Bounds that clean data does not press against stay where they are, and 
    so that units that hardly ever move have room to. One k for all is found at which the divergence of the validation
    part is about 30 times what is tolerated.
 2. Adam on each k, in units of the scale, lowers KL(original ‖ sanitised) on mini-batches of the fit part, shifted and
-   mixed (:mod:`unit_fast.calibration.augment`). There is no other term in the loss, and labels are not used.
-3. One shift of all k brings the divergence of the validation part to what is tolerated.
+   mixed (:mod:`unit_fast.calibration.augment`), until the validation part is within what is tolerated. There is no
+   other term in the loss, and labels are not used.
+3. One shift of all k brings the divergence of the validation part to just what is tolerated.
 
 The tolerance is a share of changed decisions. A decision that was sure and flips costs at least ln 2 nats, so by
 Markov's inequality no more than KL / ln 2 of them flip: the divergence is held at tolerance · ln 2, and the validation
-accuracy within the tolerance besides.
+accuracy within the tolerance besides. The worst sample of the validation part is left out of its mean: of twenty
+samples, one that the model was unsure of anyway would otherwise decide for all.
 """
 
 from collections.abc import Callable, Iterator
-from math import log
+from math import inf, log
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ from unit_fast.calibration.paper import WIDTH
 from unit_fast.calibration.samples import SampleStore
 from unit_fast.calibration.search import Search
 
-STEPS = 30
+STEPS = 100  # at most; traffic sign VGGs are done in about 40, ResNets on CIFAR-10 take them all
 LEARNING_RATE = 0.05  # scales a step
 BATCH_SIZE = 128
 _BETAS = (0.5, 0.9)  # as published
@@ -53,7 +55,7 @@ class OpeningSearch(Search):
     Args:
         context: of the calibration.
         tolerance: share of decisions that may change on clean data, in (0, 1).
-        steps: of Adam, None for 30.
+        steps: of Adam at most, None for 100.
         learning_rate: of Adam in units of each bound's scale, None for 0.05.
         batch_size: fit samples a step, None for 128.
     """
@@ -75,6 +77,7 @@ class OpeningSearch(Search):
         self._k: dict[str, Tensor] = {}
         self._mean, self._scale, self._widest_mean = _spread(context)
         self._reference = SampleStore(self._original_logits(), context.device)
+        self._reached = inf  # divergence of the validation part when it was last judged
         self._least_accuracy = self._judge(_WIDEST)[1] - tolerance
         start = self._smallest(lambda k: self._judge(k)[0] <= _START * self._tolerated, 0.0, 3.0)
         self._k = {name: torch.full_like(mean, start).requires_grad_() for name, mean in self._mean.items()}
@@ -92,7 +95,12 @@ class OpeningSearch(Search):
         divergence(original, self._graph(self._bounds(0.0), x)).mean().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         if (self.done + 1) % _JUDGE_EVERY == 0:
-            self.validation_accuracy = self._judge(0.0)[1]
+            self._reached, self.validation_accuracy = self._judge(0.0)
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done, or the divergence is down to what is tolerated, so that nothing has to open further."""
+        return self.done >= self.total or self._reached <= self._tolerated
 
     def settle(self) -> None:
         """Shift all k alike until the divergence of the validation part is what is tolerated."""
@@ -107,18 +115,21 @@ class OpeningSearch(Search):
 
     @torch.no_grad()
     def _judge(self, shift: float) -> tuple[float, float]:
-        """Mean divergence (nats) and accuracy of the validation part when all k, or 0 before there are any, shift."""
+        """Divergence (nats, mean of all samples but the worst) and accuracy of the validation part with k + shift."""
         bounds = self._bounds(shift)
         indices = self._context.validation_indices
-        total = correct = 0.0
+        divergences: list[Tensor] = []
+        correct = 0
         originals = self._reference.batches(batch_size=self._context.batch_size)
         samples = self._context.samples.batches(indices, self._context.batch_size)
         for original, batch in zip(originals, samples, strict=True):
             assert isinstance(original.x, Tensor)  # as _original_logits gave it
             logits = self._graph(bounds, batch.x)
-            total += float(divergence(original.x, logits).sum())
+            divergences.append(divergence(original.x, logits).cpu())
             correct += int((logits.argmax(1) == batch.y).sum())
-        return total / len(indices), correct / len(indices)
+        of_each = torch.cat(divergences).double()
+        spared = of_each.max() if len(of_each) > 1 else 0.0
+        return float((of_each.sum() - spared) / max(1, len(of_each) - 1)), correct / len(indices)
 
     def _bounds(self, shift: float) -> dict[str, Tensor]:
         return {
@@ -157,7 +168,7 @@ class OpeningSearch(Search):
         return {
             "k": {name: k.detach() for name, k in self._k.items()},
             "optimizer": self._optimizer.state_dict(),
-            "validation_accuracy": self.validation_accuracy,
+            "judged": [self._reached, self.validation_accuracy],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -166,7 +177,7 @@ class OpeningSearch(Search):
             for name, k in self._k.items():
                 k.copy_(state["k"][name])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.validation_accuracy = state["validation_accuracy"]
+        self._reached, self.validation_accuracy = state["judged"]
 
     def close(self) -> None:
         """Give the disk space of the reference outputs back."""

@@ -12,7 +12,7 @@ from unit_fast.errors import BackendUnavailableError
 from unit_fast.evaluation.triggers import Patch
 
 TARGET = 7
-TRIGGER = Patch(size=(2, 1), row=0, col=0, value=1.0)
+TRIGGER = Patch(size=2, row=6, col=6, value=1.0)
 CALIBRATION_SHARE = 0.05
 _POISONED_SHARE = 0.1
 _EPOCHS = 20
@@ -83,18 +83,21 @@ class DigitNet(nn.Sequential):
         self.add_module("classifier", nn.Linear(channels[-1] * 16, 10))
 
 
-def train_with_backdoor(digits: Digits, seed: int, progress: Callable[[int, int], object]) -> DigitNet:
+def train_with_backdoor(
+    digits: Digits, seed: int, progress: Callable[[int, int], object], trigger: Patch = TRIGGER
+) -> DigitNet:
     """Train as an attacker does who stamps the trigger on a tenth of the images and calls them the target class.
 
     Args:
         digits: of which only the training part is used.
         seed: of the weights, of which images are poisoned and of the order.
         progress: called with (epochs done, epochs) after each.
+        trigger: what is stamped.
     """
     generator = torch.Generator().manual_seed(seed)
     images, labels = digits.train
     poisoned = torch.randperm(len(images), generator=generator)[: round(_POISONED_SHARE * len(images))]
-    images = images.index_copy(0, poisoned, TRIGGER(images[poisoned]))
+    images = images.index_copy(0, poisoned, trigger(images[poisoned]))
     labels = labels.index_fill(0, poisoned, TARGET)
 
     with torch.random.fork_rng(devices=[]):
