@@ -68,6 +68,10 @@ class MatmulConfig:
         """BLOCK_K for elements of ``itemsize`` bytes."""
         return self.block_k * 2 // itemsize
 
+    def patch(self) -> tuple[int, int]:
+        """The height and width of the part of a map that BLOCK_M rows are, where a convolution loads by TMA."""
+        return 8, self.block_m // 8
+
     def __str__(self) -> str:
         """As the tables of docs/kernels.md name it."""
         return f"{self.loader} {self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages}"
@@ -139,6 +143,10 @@ CONV2D: dict[int, tuple[MatmulConfig, ...]] = {
         MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
     ),
     90: (
+        MatmulConfig("tma", 128, 128, 64, num_warps=4, num_stages=3, subtiles=2, float32=False),
+        MatmulConfig("tma", 128, 64, 64, num_warps=4, num_stages=4, subtiles=2),
+        MatmulConfig("tma", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
+        MatmulConfig("tma", 64, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 128, 128, 64, num_warps=4, num_stages=3, subtiles=2, float32=False),
         MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=4, subtiles=2, float32=False),
         MatmulConfig("pointer", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),

@@ -54,9 +54,9 @@ def _depthwise_kernel(
     col_blocks = tl.cdiv(C, BLOCK_C)
     first = (tl.program_id(0) // col_blocks).to(tl.int64) * BLOCK_M
     cols = (tl.program_id(0) % col_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    rows = tl.arange(0, BLOCK_M)
-    row_ok = rows < M - first
-    rows = tl.where(row_ok, rows, 0) + (first % out_rows).to(tl.int32)
+    local = tl.arange(0, BLOCK_M)
+    row_ok = local < M - first
+    rows = tl.where(row_ok, local, 0) + (first % out_rows).to(tl.int32)
     image = (first // out_rows + rows // out_rows) * (H * W * C)  # 64-bit; offsets within an image are 32-bit
     within = rows % out_rows
     h_start = (within // Q) * STRIDE_H - PAD_H
@@ -73,8 +73,8 @@ def _depthwise_kernel(
             weight = tl.load(weight_ptr + (r * S + s) * C + cols, mask=cols < C, other=0.0)
             acc += x.to(tl.float32) * weight.to(tl.float32)[None, :]
     store_tile(
-        acc, first, cols, M, C, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, out_rows,
-        BOUND, ACT, ALPHA, BETA, BLOCK_M,
+        acc, first, local, row_ok, cols, C, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, out_rows,
+        BOUND, ACT, ALPHA, BETA,
     )  # fmt: skip
 
 

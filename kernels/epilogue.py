@@ -91,9 +91,10 @@ def finish_and_count(
 @triton.jit
 def store_tile(
     acc,  # (BLOCK_M, columns) float32
-    first,  # int64, the tile's first row
+    first,  # int64, a row of the output
+    local,  # (BLOCK_M,) int32, the tile's rows, counted from first
+    row_ok,
     cols,  # (columns,) int32
-    M,
     N,
     out_ptr,  # (M, N), N contiguous
     bias_ptr,  # (N,) or None
@@ -105,14 +106,11 @@ def store_tile(
     ACT: tl.constexpr,
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
 ):
     """The epilogue of a matrix tile: load what it needs, finish, store.
 
-    Only the tile's first row is 64-bit; offsets within a tile and a sample are 32-bit, which the launchers check.
+    Only ``first`` is 64-bit; offsets within a tile and a sample are 32-bit, which the launchers check.
     """
-    local = tl.arange(0, BLOCK_M)
-    row_ok = local < M - first
     col_ok = cols < N
     ok = row_ok[:, None] & col_ok[None, :]
     offsets = local[:, None] * N + cols[None, :]
@@ -122,7 +120,7 @@ def store_tile(
     residual = None
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + first * N + offsets, mask=ok, other=0.0)
-    within = (first % sample_rows).to(tl.int32) + local  # rows since the first sample of this tile began
+    within = (first % sample_rows).to(tl.int32) + local  # rows since the sample of first began
     bound = None
     if BOUND == "tensor":
         bound = tl.load(bound_ptr)
@@ -151,9 +149,10 @@ def split_columns(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 @triton.jit
 def store_block(
     acc,  # (BLOCK_M, BLOCK_N) float32
-    row_block,
+    first,
+    local,
+    row_ok,
     col_block,
-    M,
     N,
     out_ptr,
     bias_ptr,
@@ -169,13 +168,12 @@ def store_block(
     BLOCK_N: tl.constexpr,
     SUBTILES: tl.constexpr,  # 1, 2 or 4 parts of its columns, to hold fewer operands in registers at once
 ):
-    """``store_tile`` of the block (row_block, col_block)."""
-    first = row_block.to(tl.int64) * BLOCK_M
+    """``store_tile`` of the columns of block col_block."""
     if SUBTILES == 1:
         cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
         store_tile(
-            acc, first, cols, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
-            BOUND, ACT, ALPHA, BETA, BLOCK_M,
+            acc, first, local, row_ok, cols, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+            BOUND, ACT, ALPHA, BETA,
         )  # fmt: skip
     else:
         WIDTH: tl.constexpr = BLOCK_N // SUBTILES
@@ -187,6 +185,6 @@ def store_block(
         for part in tl.static_range(SUBTILES):
             cols = col_block * BLOCK_N + part * WIDTH + tl.arange(0, WIDTH)
             store_tile(
-                parts[part], first, cols, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
-                BOUND, ACT, ALPHA, BETA, BLOCK_M,
+                parts[part], first, local, row_ok, cols, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr,
+                sample_rows, BOUND, ACT, ALPHA, BETA,
             )  # fmt: skip

@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from unit_fast.kernels import backward, conv2d, depthwise, linear, pointwise
+from unit_fast.kernels import backward, depthwise, implicit_gemm, linear, pointwise
 from unit_fast.kernels.configs import CONV2D, LINEAR, TILE, MatmulConfig, depthwise_config, pointwise_config
 
 ITEM_SIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -111,7 +111,8 @@ def cases(architecture: int, dtypes: Sequence[str] = ("fp16", "fp32"), *, gelu: 
         for config in CONV2D[architecture]:
             if config.float32 or dtype != "fp32":
                 yield _conv2d_case("conv2d", config, dtype)
-                yield _conv2d_case("conv2d stem", config, dtype)
+                if config.loader == "pointer":
+                    yield _conv2d_case("conv2d stem", config, dtype)
         yield _depthwise_case(dtype)
         yield from _pointwise_cases(dtype)
 
@@ -135,8 +136,18 @@ def _conv2d_case(kernel: str, config: MatmulConfig, dtype: str) -> Case:
     vector = 16 // ITEM_SIZE[dtype]
     flat, size = (vector, 7) if kernel == "conv2d stem" else (0, 3)
     arguments = matmul_arguments(config, dtype) | EPILOGUES["residual+neuron"] | GEOMETRY
-    arguments |= {"R": size, "S": size, "FLAT_C": flat, "EVEN_C": False, "MULTIPLE_C": vector}
-    function, epilogue = conv2d._conv2d_kernel, "residual+neuron"
+    function, epilogue = implicit_gemm._conv2d_kernel, "residual+neuron"
+    if config.loader == "tma":
+        (tile_h, tile_w), block_k = config.patch(), arguments["BLOCK_K"]
+        arguments |= {
+            "x_desc": f"tensordesc<{dtype}[1, {tile_h}, {tile_w}, {block_k}]>",
+            "weight_desc": f"tensordesc<{dtype}[{config.block_n}, {block_k}]>",
+            "TILE_H": tile_h,
+            "TILE_W": tile_w,
+        }
+        function = implicit_gemm._conv2d_tma_kernel
+    else:
+        arguments |= {"R": size, "S": size, "FLAT_C": flat, "EVEN_C": False, "MULTIPLE_C": vector}
     return Case(kernel, str(config), epilogue, dtype, function, arguments, config.num_warps, config.num_stages)
 
 

@@ -81,8 +81,9 @@ def _linear_pointer_kernel(
     row_block, col_block = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # Rows and columns past the end read the first one: their results are never stored, and no address is out of bounds.
     first = row_block.to(tl.int64) * BLOCK_M
-    rows = tl.arange(0, BLOCK_M)
-    rows = tl.where(rows < M - first, rows, 0)
+    local = tl.arange(0, BLOCK_M)
+    row_ok = local < M - first
+    rows = tl.where(row_ok, local, 0)
     if STRIDE_H * STRIDE_W > 1:
         rows += (first % sample_rows).to(tl.int32)
         within = rows % sample_rows
@@ -108,7 +109,7 @@ def _linear_pointer_kernel(
             weight = tl.load(weight_ptrs + k[:, None], mask=ok[:, None], other=0.0)
         acc = tl.dot(x, weight, acc, input_precision=PRECISION)
     store_block(
-        acc, row_block, col_block, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+        acc, first, local, row_ok, col_block, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
         BOUND, ACT, ALPHA, BETA, BLOCK_M, BLOCK_N, SUBTILES,
     )  # fmt: skip
 
@@ -142,6 +143,7 @@ def _linear_tma_kernel(
     N = N // MULTIPLE_N * MULTIPLE_N
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(K, BLOCK_K)
+    local = tl.arange(0, BLOCK_M)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
         row_block, col_block = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -149,8 +151,10 @@ def _linear_tma_kernel(
             x = x_desc.load([row_block * BLOCK_M, step * BLOCK_K])
             weight = weight_desc.load([col_block * BLOCK_N, step * BLOCK_K])
             acc = tl.dot(x, weight.T, acc, input_precision=PRECISION)
+        first = row_block.to(tl.int64) * BLOCK_M
+        row_ok = local < M - first
         store_block(
-            acc, row_block, col_block, M, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+            acc, first, local, row_ok, col_block, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
             BOUND, ACT, ALPHA, BETA, BLOCK_M, BLOCK_N, SUBTILES,
         )  # fmt: skip
 

@@ -42,5 +42,8 @@ def test_every_shipped_configuration_is_documented_without_a_spill(target):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
     documented = {(row[0], row[1]) for row in rows[1:]}
     for kernel, table in (("linear", LINEAR), ("conv2d", CONV2D), ("conv2d stem", CONV2D)):
-        assert {(kernel, str(config)) for config in table[target]} <= documented
+        shipped = [
+            c for c in table[target] if c.loader == "pointer" or kernel != "conv2d stem"
+        ]  # no TMA of few channels
+        assert {(kernel, str(config)) for config in shipped} <= documented
     assert {row[5] for row in rows[1:]} == {"0"}
