@@ -17,7 +17,7 @@ from unit_fast.kernels.configs import DepthwiseConfig, MatmulConfig
 from unit_fast.kernels.depthwise import depthwise
 from unit_fast.kernels.implicit_gemm import implicit_product
 from unit_fast.kernels.launch import dot_precision
-from unit_fast.kernels.layout import ConvGeometry, Tail, check_counts, check_kernel_operands, per_sample
+from unit_fast.kernels.layout import ConvGeometry, Tail, check_counts, check_kernel_operands, check_rows, per_sample
 from unit_fast.kernels.linear import UNSTRIDED, Strided, multiply_rows
 from unit_fast.kernels.pointwise import epilogue
 from unit_fast.kernels.reference import memory_format_of
@@ -66,6 +66,7 @@ def conv2d(
     batch, n, p, q = check_conv2d(x, weight, bias, residual, bound, stride, padding, dilation, groups, act, act_args)
     check_kernel_operands("conv2d", x, (n, p, q))
     check_kernel_operands("conv2d", x, x.shape[1:])
+    check_rows("conv2d", batch * p * q)
     if counts is not None:
         check_counts(counts, x, bound)
     layout, nhwc = memory_format_of(x, weight), torch.channels_last

@@ -86,6 +86,12 @@ def check_kernel_operands(op: str, x: Tensor, sample: Sequence[int]) -> None:
         )
 
 
+def check_rows(op: str, rows: int) -> None:
+    """Raise unless a matrix kernel can number its output rows: tile and descriptor coordinates are 32-bit."""
+    if rows > LARGEST_SAMPLE:
+        raise ValueError(f"unit_fast.kernels: {op} over {rows} rows, more than 2³¹ − 1; split the batch")
+
+
 def check_counts(counts: Tensor, x: Tensor, bound: Tensor | None) -> None:
     """Raise unless ``counts`` can take one saturation count a sample of ``x``."""
     if bound is None:

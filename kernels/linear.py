@@ -29,7 +29,7 @@ from unit_fast.kernels.launch import (
     tma_can_address,
     vector_multiple,
 )
-from unit_fast.kernels.layout import Operand, Tail, check_counts, check_kernel_operands, per_sample
+from unit_fast.kernels.layout import Operand, Tail, check_counts, check_kernel_operands, check_rows, per_sample
 
 
 @triton.jit
@@ -249,6 +249,7 @@ def linear(
     """``ops.linear`` by the Triton kernel; same arguments, values and errors. ``counts`` needs a bound."""
     shape = check_linear(x, weight, bias, residual, bound, act, act_args)
     check_kernel_operands("linear", x, shape[1:])
+    check_rows("linear", math.prod(shape[:-1]))
     out = x.new_empty(shape)
     if counts is not None:
         check_counts(counts, x, bound)

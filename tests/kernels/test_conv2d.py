@@ -178,3 +178,8 @@ def test_sample_above_two_to_the_31_is_refused(c, n, device):
     x = torch.empty(1, c, 1, 1, device=device).expand(1, c, 128, 128)
     with pytest.raises(ValueError, match="2³¹"):
         conv2d(x, torch.empty(n, c, 1, 1, device=device))
+
+
+def test_more_rows_than_coordinates_are_refused(device):
+    with pytest.raises(ValueError, match="split the batch"):
+        conv2d(torch.empty(1, 4, 8, 8, device=device).expand(2**25, 4, 8, 8), torch.empty(3, 4, 1, 1, device=device))

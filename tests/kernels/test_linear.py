@@ -142,3 +142,8 @@ def test_tiles_beyond_two_to_the_31_elements_are_stored_where_they_belong(device
     assert tail[4:, 16:].isnan().all()
     rows = torch.arange(m - 4, m, device=device) % sample_rows
     assert torch.equal(tail[4:, :16], (rows + 1).clamp(max=3).half()[:, None].expand(4, 16))
+
+
+def test_more_rows_than_coordinates_are_refused(device):
+    with pytest.raises(ValueError, match="split the batch"):
+        linear(torch.empty(1, 4, device=device).expand(2**31, 4), torch.empty(3, 4, device=device))
