@@ -22,8 +22,9 @@ lint: $(INSTALLED) ## ruff (style and format) and mypy --strict
 	@echo "ruff"; $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet --diff .
 	@echo "mypy"; $(VENV)/bin/mypy
 
-test: lint ## lint, then every test; PYTEST_ARGS="-k cli" runs some
-	@$(PY) -m pytest -q $(PYTEST_ARGS)
+# One thread a worker: workers that each start a thread a core slow each other down many times over.
+test: lint ## lint, then every test, a worker a core; PYTEST_ARGS="-k cli" runs some
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 clean: ## remove .venv, build folders and caches
 	rm -rf $(VENV) build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage

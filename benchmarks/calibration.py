@@ -124,7 +124,7 @@ def _row(name: str, granularity: str, method: uf.Unit, seed: int) -> dict[str, A
     )
     sanitised = uf.sanitize(model, bounds, torch.rand(2, 3, 32, 32), backend="eager")
     after = uf.evaluate(sanitised, gtsrb.batches("test"), trigger=trigger, target=target, baseline=before)
-    row = {
+    row: dict[str, Any] = {
         "model": name,
         "granularity": granularity,
         "seed": seed,
