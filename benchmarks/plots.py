@@ -1,13 +1,12 @@
 """Pictures from the results: ``python -m benchmarks.plots`` writes them to ``docs/images/``."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.results_file import RESULTS
+from benchmarks.results_file import read_results
 from unit_fast.files import atomic_write
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -42,8 +41,7 @@ def main() -> None:
     """Draw what there are results for."""
     mpl.rcParams["svg.hashsalt"] = "unit_fast"  # the same figures give the same bytes
     IMAGES.mkdir(parents=True, exist_ok=True)
-    rows = json.loads((RESULTS / "calibration.json").read_text())["tolerance"]["figures"]
-    figure = tolerance(rows)
+    figure = tolerance(read_results("calibration_tolerance"))
     atomic_write(IMAGES / "tolerance.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
 
 

@@ -36,10 +36,12 @@ def _processor() -> str:
     )
 
 
-def write_part(name: str, part: str, figures: Any) -> Path:
-    """Put ``figures`` under ``part`` into ``results/<name>.json``; other parts stay, so a cut-off run still yields."""
-    path = RESULTS / f"{name}.json"
-    content = json.loads(path.read_text()) if path.exists() else {}
-    content[part] = {"environment": environment(), "figures": figures}
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    return atomic_write(path, lambda temporary: temporary.write_text(text))
+def write_results(name: str, figures: Any) -> Path:
+    """Write ``figures`` to ``results/<name>.json`` with the environment they were measured in."""
+    text = json.dumps({"environment": environment(), "figures": figures}, indent=1, sort_keys=True) + "\n"
+    return atomic_write(RESULTS / f"{name}.json", lambda temporary: temporary.write_text(text))
+
+
+def read_results(name: str) -> Any:
+    """The figures of ``results/<name>.json``."""
+    return json.loads((RESULTS / f"{name}.json").read_text())["figures"]
