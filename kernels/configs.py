@@ -101,7 +101,8 @@ LINEAR: dict[int, tuple[MatmulConfig, ...]] = {
         MatmulConfig("pointer", 16, 64, 64, num_warps=4, num_stages=4),
     ),
 }
-LINEAR[100] = LINEAR[90]
+# Triton 3.6 spills in the TMA tile of 64×128 on sm_100, Triton 3.9 does not.
+LINEAR[100] = tuple(c for c in LINEAR[90] if (c.loader, c.block_m, c.block_n) != ("tma", 64, 128))
 
 
 def architecture(capability: int) -> int:
