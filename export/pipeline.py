@@ -70,7 +70,7 @@ def export(
 ) -> ExportReport:
     """See :func:`unit_fast.export.exporter.export_onnx`; ``options`` have been checked."""
     started = time.perf_counter()
-    with _workplace(path) as folder:
+    with _working_folder(path) as folder:
         graph = flatten_graph(_sanitised_graph(model, bounds, example_input), example_input)
         _require_float32(graph)
         exported, site_bounds = translate(graph, options.opset)
@@ -118,7 +118,7 @@ def export(
 
 
 @contextmanager
-def _workplace(path: Path) -> Iterator[Path]:
+def _working_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path``, gone afterwards, so that a place that cannot be written is known before the work."""
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; name a file in it")

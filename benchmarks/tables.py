@@ -1,0 +1,95 @@
+"""Tables from the results, put where a document asks for them: ``python -m benchmarks.tables``.
+
+A document marks the place with ``<!-- table: NAME -->`` and ``<!-- end -->``; a test holds the documents to
+the results.
+"""
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results_file import read_results
+from unit_fast.files import atomic_write
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "calibration.md")
+NETWORKS = {
+    "gtsrb_vgg_badnets_target8": "VGG, traffic signs, white patch (BadNets)",
+    "gtsrb_vgg_trojan_wm_target2": "VGG, traffic signs, watermark (Trojan)",
+    "cifar10_resnet20_clean": "ResNet-20, CIFAR-10, no backdoor",
+}
+_MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def effect() -> list[list[str]]:
+    """Accuracy and attack success before and after: the median over seeds, and the range where there are several."""
+    rows = [["network, as its maker or attacker left it", "bounds per", "accuracy, %", "attack success, %"]]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in read_results("calibration_effect"):
+        groups[row["model"], row["granularity"]].append(row)
+    for name, network in NETWORKS.items():
+        for granularity in ("neuron", "channel", "tensor"):
+            runs = groups.get((name, granularity), [])
+            if runs:
+                attack = _change(runs, "attack_success") if "attack_success" in runs[0] else "–"
+                rows.append([network, granularity, _change(runs, "accuracy"), attack])
+    return rows
+
+
+def published() -> list[list[str]]:
+    """The published search in mini-batches of 256."""
+    rows = [["network", "bounds per", "accuracy, %", "attack success, %"]]
+    for row in read_results("calibration_published"):
+        cells = [_change([row], "accuracy"), _change([row], "attack_success")]
+        rows.append([NETWORKS[row["model"]], row["granularity"], *cells])
+    return rows
+
+
+def cost() -> list[list[str]]:
+    """Seconds against the published search, and peak memory by number of images."""
+    (row,) = read_results("calibration_time")
+    peaks = {entry["images"]: entry["peak_megabytes"] for entry in read_results("calibration_memory")}
+    low, high = row["ratio_range"]
+    return [
+        ["calibration of the traffic sign VGG, 1,935 images, bounds per neuron", "as published", "unit_fast"],
+        [
+            "seconds, median of interleaved runs",
+            f"{statistics.median(row['published_seconds']):,.0f}",
+            f"{statistics.median(row['ours_seconds']):,.0f} ({row['ratio']:.0f}× faster; {low:.0f}× to {high:.0f}×)",
+        ],
+        ["peak memory of the process at 500 and 5,000 images, MB", "–", f"{peaks[500]:.0f} and {peaks[5000]:.0f}"],
+    ]
+
+
+TABLES: dict[str, Callable[[], list[list[str]]]] = {"effect": effect, "published": published, "cost": cost}
+
+
+def _change(runs: list[dict[str, Any]], figure: str) -> str:
+    before = 100 * runs[0][figure][0]
+    after = [100 * run[figure][1] for run in runs]
+    spread = f" ({min(after):.1f} to {max(after):.1f})" if len(after) > 1 else ""
+    return f"{before:.1f} → **{statistics.median(after):.1f}**{spread}"
+
+
+def _markdown(rows: Iterable[list[str]]) -> str:
+    header, *body = rows
+    return "".join("| " + " | ".join(row) + " |\n" for row in (header, ["---"] * len(header), *body))
+
+
+def filled(text: str) -> str:
+    """``text`` with every marked table as the results have it."""
+    return _MARKED.sub(lambda match: match[1] + _markdown(TABLES[match[2]]()) + match[3], text)
+
+
+def main() -> None:
+    """Fill all documents."""
+    for document in DOCUMENTS:
+        text = filled(document.read_text())
+        atomic_write(document, lambda temporary, text=text: temporary.write_text(text))
+
+
+if __name__ == "__main__":
+    main()
