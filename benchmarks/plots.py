@@ -41,7 +41,9 @@ def main() -> None:
     """Draw what there are results for."""
     mpl.rcParams["svg.hashsalt"] = "unit_fast"  # the same figures give the same bytes
     IMAGES.mkdir(parents=True, exist_ok=True)
-    figure = tolerance(read_results("calibration_tolerance"))
+    default = [row | {"tolerance": 0.03} for row in read_results("calibration_effect") if row["seed"] == 0]
+    rows = sorted([*default, *read_results("calibration_tolerance")], key=lambda row: row["tolerance"])
+    figure = tolerance(rows)
     atomic_write(IMAGES / "tolerance.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
 
 

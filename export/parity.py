@@ -7,7 +7,7 @@ are left out: runtimes differ on Min and Clip of NaN.
 Clamping cancels: what stays below a bound may be the small difference of large numbers, so at ×100 two correct float32
 programs can differ by more than any fixed tolerance of the result (1e-5 of it in a small ResNet). Hence the reference
 runs in float64 as well, and the file may differ by the tolerance or by ``ROUNDING`` times what float32 does to the
-reference itself, whichever is larger.
+reference itself, whichever is larger, but never by more than ``CEILING``.
 """
 
 import copy
@@ -34,6 +34,8 @@ SCALES = {"ordinary": 1.0, "×10": 10.0, "×100": 100.0}
 # Largest difference relative to the largest magnitude in the tensor.
 TOLERANCES = {"fp32": 1e-5}
 ROUNDING = 4.0
+# However badly float32 fares in the reference: a file that is off by more is not the model. 4.7e-5 was the most seen.
+CEILING = 1e-3
 
 _logger = logging.getLogger(__name__)
 
@@ -234,7 +236,7 @@ def _compare(
     scale = expected.abs().max().item()
     absolute = (found - expected).abs().max().item()
     relative = absolute / scale if scale else absolute
-    limit = max(tolerance * scale, ROUNDING * rounding.get(what, 0.0))
+    limit = max(tolerance * scale, min(ROUNDING * rounding.get(what, 0.0), CEILING * scale))
     if not absolute <= limit:
         raise ParityError(
             f"{what}, {where}: differs by {absolute:.3g}, {relative:.3g} of its largest magnitude {scale:.3g}; "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from unit_fast.bounds import Bounds
+from unit_fast.bounds import Bounds, require_bounds
 from unit_fast.capture import Example, capture
 from unit_fast.errors import ParityError
 from unit_fast.export.clean import check_private, name_activations, name_signature, strip
@@ -141,6 +141,7 @@ def _sanitised_graph(
     model: nn.Module | torch.export.ExportedProgram, bounds: Bounds, example_input: Example
 ) -> fx.GraphModule:
     captured = capture(_on_cpu(model), _to_cpu(example_input))
+    require_bounds(bounds)
     bounds.require_model(captured.meta["fingerprint"], find_sites(captured))
     return insert_bounds(captured, {name: bound.cpu() for name, bound in bounds.items()})
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from unit_fast.bounds import Bounds, CleanActivations, bound_shape
+from unit_fast.bounds import Bounds, CleanActivations, _checksum, bound_shape
 from unit_fast.errors import BoundsMismatchError, UnitFastError
 from unit_fast.fingerprint import Fingerprint
 from unit_fast.sites import Site
@@ -128,17 +128,19 @@ def test_coarse_bounds_hold_at_any_image_size(granularity):
     make(granularity).require_model(MODEL, (replace(CONV, shape=(3, 8, 8)), LINEAR))
 
 
-def rewrite(path, change_header=None, change_tensors=None):
+def rewrite(path, change_header=None, change_tensors=None, checksum=True):
+    """Change a file; with ``checksum`` as somebody who knows how it is computed would."""
     with safe_open(path, framework="pt") as file:
-        header = dict(file.metadata())
+        header = json.loads(file.metadata()["unit_fast"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     if change_header:
-        content = json.loads(header["unit_fast"])
-        change_header(content)
-        header["unit_fast"] = json.dumps(content)
+        change_header(header)
     if change_tensors:
         change_tensors(tensors)
-    save_file(tensors, path, metadata=header)
+    if checksum:
+        header.pop("checksum")
+        header["checksum"] = _checksum(header, tensors)
+    save_file(tensors, path, metadata={"unit_fast": json.dumps(header)})
 
 
 def raise_a_bound(tensors):
@@ -153,7 +155,7 @@ def raise_a_bound(tensors):
         (lambda path: path.write_bytes(b""), "no bounds file, or is truncated"),
         (lambda path: path.write_bytes(b"\x80\x04N." * 9), "no bounds file, or is truncated"),
         (lambda path: save_file({"weight": torch.ones(2)}, path), "holds no bounds of unit_fast"),
-        (lambda path: rewrite(path, change_tensors=raise_a_bound), "was changed after it was written"),
+        (lambda path: rewrite(path, change_tensors=raise_a_bound, checksum=False), "was changed after it was written"),
         (lambda path: rewrite(path, lambda header: header.update(format_version=99)), "format version 99.*upgrade"),
         (lambda path: rewrite(path, lambda header: header.pop("sites")), "damaged: KeyError"),
         (lambda path: rewrite(path, lambda header: header.update(sites=[3])), "damaged"),
@@ -163,11 +165,20 @@ def raise_a_bound(tensors):
         ),
         (lambda path: rewrite(path, change_tensors=lambda tensors: tensors.pop("bound/head.act")), "damaged"),
         (
-            lambda path: rewrite(
-                path,
-                lambda header: header.update(fingerprint={"graph": "other", "tensors": MODEL.tensors}),
-            ),
+            lambda path: rewrite(path, lambda header: header["fingerprint"].update(graph="other"), checksum=False),
             "was changed after it was written",
+        ),
+        (
+            lambda path: rewrite(path, lambda header: header["metadata"].update(method="none"), checksum=False),
+            "was changed after it was written",
+        ),
+        (lambda path: rewrite(path, lambda header: header.update(format_version=True)), "holds no bounds"),
+        (lambda path: rewrite(path, lambda header: header.update(format_version=-5)), "holds no bounds"),
+        (lambda path: rewrite(path, lambda header: header.update(fingerprint=None)), "damaged"),
+        (lambda path: rewrite(path, lambda header: header.update(fingerprint={"graph": 1, "tensor": 2})), "damaged"),
+        (
+            lambda path: save_file({"bound": torch.ones(2)}, path, metadata={"unit_fast": "[" * 100_000}),
+            "no bounds file, or is truncated",
         ),
     ],
     ids=[
@@ -183,6 +194,12 @@ def raise_a_bound(tensors):
         "broken JSON",
         "a bound missing",
         "another model's name on it",
+        "another method's name on it",
+        "a bool for a version",
+        "a negative version",
+        "no fingerprint",
+        "a wrong fingerprint",
+        "deep JSON",
     ],
 )
 def test_damaged_files_are_refused(tmp_path, damage, message):
@@ -195,7 +212,7 @@ def test_damaged_files_are_refused(tmp_path, damage, message):
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_no_changed_byte_goes_unnoticed_in_the_bounds(tmp_path, data):
-    path = make("channel", clean=False).save(tmp_path / "bounds.safetensors")
+    path = make("channel").save(tmp_path / "bounds.safetensors")
     content = bytearray(path.read_bytes())
     position = data.draw(st.integers(0, len(content) - 1))
     content[position] ^= data.draw(st.integers(1, 255))
@@ -204,10 +221,26 @@ def test_no_changed_byte_goes_unnoticed_in_the_bounds(tmp_path, data):
         loaded = Bounds.load(path)
     except BoundsMismatchError:
         return
-    # Only what the checksum does not cover may differ: the free metadata.
-    original = make("channel", clean=False)
+    # JSON may be written in more ways than one; what it says must be the same.
+    original = make("channel")
     assert all(torch.equal(loaded[name], original[name]) for name in original)
-    assert loaded.fingerprint == original.fingerprint
+    assert (loaded.sites, loaded.fingerprint, loaded.metadata) == (
+        original.sites,
+        original.fingerprint,
+        original.metadata,
+    )
+
+
+def test_no_changed_bit_of_a_tensor_goes_unnoticed(tmp_path):
+    path = make("channel").save(tmp_path / "bounds.safetensors")
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for position in range(start, len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(BoundsMismatchError, match="was changed after it was written"):
+            Bounds.load(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -1,5 +1,7 @@
 """capture(): the plain graph computes what the module computes, for whatever modules do."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,6 +166,11 @@ class FixedBatch(nn.Module):
         return F.relu(x.view(2, -1))
 
 
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + torch.randn_like(x))
+
+
 class Cond(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cond(x.sum() > 0, lambda t: F.relu(t), lambda t: -t, (x,))
@@ -175,10 +182,11 @@ class Cond(nn.Module):
         (BranchOnData(), r"in inner \(Inner\), at `if x.sum\(\) > 0:`"),
         (Counter(), r"aten.copy_.default.*changes calls while the model runs"),
         (FixedBatch(), r"fixes the batch size of example_input to 2"),
+        (Noisy(), r"aten.randn_like.default in the model itself draws random numbers"),
         (Cond(), r"operator cond .*graph of its own"),
         (SmallResNet().stem.weight, r"is a Parameter; expected a torch.nn.Module"),
     ],
-    ids=["branch on data", "state that changes", "fixed batch", "cond", "no module"],
+    ids=["branch on data", "state that changes", "fixed batch", "noise", "cond", "no module"],
 )
 def test_what_has_no_plain_graph_is_named(model, message):
     with pytest.raises(uf.CaptureError, match=message):
@@ -204,3 +212,32 @@ def test_a_program_in_training_mode_is_refused():
     program = torch.export.export(SmallResNet().train(), (images(2),))
     with pytest.raises(uf.CaptureError, match=r"training mode|changes .* while"):
         capture(program, images(2))
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["torch.compile", "DataParallel"])
+def test_wrappers_are_looked_through(wrap):
+    model = randomised(SmallResNet())
+    captured = capture(wrap(model), images(2))
+    assert captured.meta["fingerprint"] == capture(model, images(2)).meta["fingerprint"]
+
+
+def test_threads_may_capture_one_model_at_once():
+    model = randomised(SmallResNet()).train()
+    model.requires_grad_(False)
+    found, errors = [], []
+
+    def work() -> None:
+        try:
+            found.append(capture(model, images(2)).meta["fingerprint"])
+        except Exception as error:  # noqa: BLE001 - whatever a thread raises fails the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(found) == 4
+    assert len({fingerprint.sha256 for fingerprint in found}) == 1
+    assert model.training

@@ -53,3 +53,18 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 def test_impossible_places_are_refused(tmp_path, place):
     with pytest.raises(UnitFastError, match="cannot write"):
         atomic_write(tmp_path / place, lambda path: path.write_text("x"))
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    atomic_write(tmp_path / "link", lambda path: path.write_text("new"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UnitFastError, match="device or a pipe"):
+        atomic_write(tmp_path / "pipe", lambda path: path.write_text("x"))
+    assert not (tmp_path / "pipe").is_file()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from unit_fast.errors import BackendUnavailableError, BoundsMismatchError
@@ -139,18 +139,18 @@ class Bounds(Mapping[str, Tensor]):
         tensors = {f"bound/{name}": tensor for name, tensor in self.tensors.items()}
         for name, clean in self.clean.items():
             tensors |= {f"{part}/{name}": getattr(clean, part) for part in ("counts", "edges", "maximum")}
-        header = {
+        header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "granularity": self.granularity,
-            "sha256": self.sha256,
             "fingerprint": asdict(self.fingerprint),
             "sites": [asdict(site) for site in self.sites],
-            **self.metadata,
+            "metadata": self.metadata,
         }
+        header["checksum"] = _checksum(header, tensors)
         # One entry: safetensors writes several in no fixed order, and the same bounds shall give the same bytes.
         text = {_HEADER: json.dumps(header, sort_keys=True, allow_nan=False)}
-        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        return atomic_write(path, lambda temporary: save_file(contiguous, temporary, metadata=text))
+        content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, metadata=text)
+        return atomic_write(path, lambda temporary: temporary.write_bytes(content))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Bounds":
@@ -163,32 +163,31 @@ class Bounds(Mapping[str, Tensor]):
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
                 stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        except FileNotFoundError as error:
+        except (FileNotFoundError, TypeError) as error:
             raise BoundsMismatchError(f"there is no bounds file {path}") from error
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise BoundsMismatchError(f"{path} is no bounds file, or is truncated: {error}; calibrate again") from error
         version = header.get("format_version") if isinstance(header, dict) else None
-        if not isinstance(version, int):
+        if type(version) is not int or version < 1:
             raise BoundsMismatchError(f"{path} is a safetensors file but holds no bounds of unit_fast")
         if version > FORMAT_VERSION:
             raise BoundsMismatchError(
                 f"{path} has format version {version}, this unit_fast reads up to {FORMAT_VERSION}; upgrade unit_fast"
             )
-        try:
-            bounds = cls._from_parts(header, stored)
-            expected = header["sha256"]
-        except (KeyError, TypeError) as error:
-            raise BoundsMismatchError(f"{path} is damaged: {error!r} is missing or wrong; calibrate again") from error
-        if bounds.sha256 != expected:
+        expected = header.pop("checksum", None)
+        found = _checksum(header, stored)
+        if found != expected:
             raise BoundsMismatchError(
-                f"{path} was changed after it was written: its checksum is {bounds.sha256[:12]}…, it says "
+                f"{path} was changed after it was written: its checksum is {found[:12]}…, it says "
                 f"{str(expected)[:12]}…; calibrate again or fetch the file again"
             )
-        return bounds
+        try:
+            return cls._from_parts(header, stored)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BoundsMismatchError(f"{path} is damaged: {error!r} is missing or wrong; calibrate again") from error
 
     @classmethod
     def _from_parts(cls, header: dict[str, Any], stored: dict[str, Tensor]) -> "Bounds":
-        own = {"format_version", "granularity", "sha256", "fingerprint", "sites"}
         sites = tuple(Site(**{**entry, "shape": tuple(entry["shape"])}) for entry in header["sites"])
         clean = {
             site.name: CleanActivations(*(stored[f"{part}/{site.name}"] for part in ("counts", "edges", "maximum")))
@@ -200,7 +199,7 @@ class Bounds(Mapping[str, Tensor]):
             sites=sites,
             granularity=header["granularity"],
             fingerprint=Fingerprint(**header["fingerprint"]),
-            metadata={key: value for key, value in header.items() if key not in own},
+            metadata=header["metadata"],
             clean=clean,
         )
 
@@ -259,6 +258,23 @@ class Bounds(Mapping[str, Tensor]):
             suffix = Path(path).suffix.lstrip(".") or "png"
             atomic_write(path, lambda temporary: figure.savefig(temporary, format=suffix))
         return figure
+
+
+def require_bounds(bounds: object) -> None:
+    """Raise BoundsMismatchError, saying how to get some, unless ``bounds`` are :class:`Bounds`."""
+    if not isinstance(bounds, Bounds):
+        raise BoundsMismatchError(
+            f"bounds is a {type(bounds).__name__}; expected unit_fast.Bounds, from unit_fast.calibrate(...) or "
+            "unit_fast.Bounds.load(path)"
+        )
+
+
+def _checksum(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over everything in the file: each value of the header and each tensor."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}={tensor_sha256(tensors[name])};".encode())
+    return digest.hexdigest()
 
 
 def bound_shape(site: Site, granularity: Granularity) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Everything else in unit_fast (sites, calibration, fusion, export) works on it, n
 
 import inspect
 import re
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,12 @@ from unit_fast.fusion.rewrite import tidy
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
+# torch.export traces with process-wide state, and a model must not lose its mode to another thread's capture.
+_ONE_AT_A_TIME = threading.RLock()
+
+# Tagged as random, but not so with the arguments that evaluation gives them; dropout is checked on its own.
+_QUIET = re.compile(r"aten\.(\w*dropout|rrelu|\w*scaled_dot_product\w*)\b")
+
 
 def capture(model: nn.Module | torch.export.ExportedProgram, example_input: Example) -> fx.GraphModule:
     """Capture ``model`` in evaluation mode as a plain graph.
@@ -43,6 +50,11 @@ def capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exam
         CaptureError: the model cannot be run on the example, or holds what has no plain graph: control flow that
             depends on the data, a fixed batch size, a buffer that changes while it runs. Names operator and place.
     """
+    with _ONE_AT_A_TIME:
+        return _capture(_unwrapped(model), example_input)
+
+
+def _capture(model: nn.Module | torch.export.ExportedProgram, example_input: Example) -> fx.GraphModule:
     if isinstance(model, torch.export.ExportedProgram):
         program = model
     elif isinstance(model, nn.Module):
@@ -65,6 +77,18 @@ def capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exam
         fold_batch_norm(captured)
         tidy(captured)
     return captured
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers."""
+    while isinstance(model, nn.Module):
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            break
+        model = inner
+    return model
 
 
 def call_arguments(example_input: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -225,6 +249,15 @@ def _reject_unsupported(captured: fx.GraphModule) -> None:
             raise CaptureError(
                 f"the operator {node.target}{place} changes {getattr(buffer, 'target', buffer)} while the model runs; "
                 "a model that keeps state between calls has no plain graph: move that out of forward()"
+            )
+        if (
+            isinstance(node.target, torch._ops.OpOverload)
+            and torch.Tag.nondeterministic_seeded in node.target.tags
+            and not _QUIET.match(str(node.target))
+        ):
+            raise CaptureError(
+                f"the operator {node.target}{place} draws random numbers, so the model has no one answer to compare "
+                "with; let it draw only while it is trained (if self.training)"
             )
         if node.target is torch.ops.aten._native_batch_norm_legit.default or (
             node.target in (torch.ops.aten.dropout.default, torch.ops.aten.native_dropout.default)

@@ -27,11 +27,13 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         ``path``.
 
     Raises:
-        OutputError: the folder is missing or read-only, ``path`` is a folder, or the disk is full.
+        OutputError: the folder is missing or read-only, ``path`` is a folder, a device or a pipe, or the disk is full.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays a link to the new file
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"cannot write {target}: it is a device or a pipe, which a file would replace; name a file")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
@@ -52,7 +54,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-    return target
+    return Path(path)
 
 
 def _umask() -> int:

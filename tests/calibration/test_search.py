@@ -9,7 +9,7 @@ import torch
 
 import unit_fast as uf
 from tests.calibration.backdoored_digits import backdoored_digits
-from unit_fast.calibration.search import InterruptedWarning
+from unit_fast.calibration.search import CheckpointWarning, InterruptedWarning
 
 STEPS = 12
 
@@ -94,6 +94,16 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
     checkpoint.write_bytes(content)
     with pytest.raises(uf.DataError, match="no checkpoint of a calibration, or is damaged"):
         calibrate(uf.Unit(steps=STEPS), checkpoint=checkpoint)
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_bounds(tmp_path):
+    checkpoint = tmp_path / "missing" / "calibration.checkpoint"
+    with (
+        pytest.warns(CheckpointWarning, match="no checkpoint was written: cannot write"),
+        pytest.warns(InterruptedWarning),
+    ):
+        bounds = calibrate(uf.Unit(steps=STEPS), checkpoint=checkpoint, progress=interrupt_at(3))
+    assert bounds.metadata["steps"] == 3
 
 
 def test_a_search_without_a_passing_step_says_so():

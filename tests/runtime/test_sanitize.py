@@ -146,6 +146,12 @@ def test_bounds_go_onto_no_other_model(model, change, message):
         uf.sanitize(other, bounds, images(1), backend="eager")
 
 
+@pytest.mark.parametrize("bounds", ["bounds.safetensors", {"relu": torch.ones(())}, None])
+def test_what_is_no_bounds_is_refused(model, bounds):
+    with pytest.raises(uf.BoundsMismatchError, match=r"expected unit_fast\.Bounds"):
+        uf.sanitize(model, bounds, images(1), backend="eager")
+
+
 def test_neuron_bounds_refuse_another_image_size(model):
     with pytest.raises(uf.BoundsMismatchError, match=r"site relu has activations \(8, 12, 12\).*\(8, 8, 8\)"):
         uf.sanitize(model, bounds_of(model, "neuron"), images(1, size=12), backend="eager")

@@ -1,6 +1,7 @@
 """Run a search for bounds step by step: progress, Ctrl-C, checkpoint and resume, whatever the recipe."""
 
 import hashlib
+import io
 import json
 import logging
 import pickle
@@ -20,7 +21,7 @@ from torch import Tensor
 from unit_fast.calibration.context import CalibrationContext
 from unit_fast.calibration.progress import ProgressStep, StepClock
 from unit_fast.errors import DataError, ToleranceError, UnitFastWarning
-from unit_fast.files import atomic_write
+from unit_fast.files import OutputError, atomic_write
 
 _logger = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ _CHECKPOINT_SECONDS = 30.0
 
 class InterruptedWarning(UnitFastWarning):
     """A calibration was stopped early and returned the best bounds so far."""
+
+
+class CheckpointWarning(UnitFastWarning):
+    """The state of a calibration could not be saved; the calibration goes on."""
 
 
 class Search(ABC):
@@ -164,8 +169,13 @@ def _identity(context: CalibrationContext, settings: dict[str, Any]) -> str:
 
 
 def _write(path: Path, identity: str, search: Search) -> None:
-    content = {"identity": identity, "done": search.done, "best": search.best, "state": search.state()}
-    atomic_write(path, lambda temporary: torch.save(content, temporary))
+    content = io.BytesIO()
+    torch.save({"identity": identity, "done": search.done, "best": search.best, "state": search.state()}, content)
+    try:
+        atomic_write(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
+    except OutputError as error:
+        # The search itself is worth more than the means to resume it.
+        warnings.warn(f"no checkpoint was written: {error}", CheckpointWarning, stacklevel=4)
 
 
 def _resume(path: Path, identity: str, search: Search, device: torch.device) -> None:

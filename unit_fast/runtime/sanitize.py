@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from unit_fast.bounds import Bounds
+from unit_fast.bounds import Bounds, require_bounds
 from unit_fast.capture import Example, batch_size, call_arguments, capture
 from unit_fast.errors import CaptureError
 from unit_fast.runtime.backends import Backend, choose, runner
@@ -39,6 +39,7 @@ def sanitize(
         BoundsMismatchError: the bounds belong to another model; lists the differences.
         BackendUnavailableError: the backend cannot run here.
     """
+    require_bounds(bounds)
     captured = capture(model, example_input)
     bounds.require_model(captured.meta["fingerprint"], find_sites(captured))
     args, kwargs = call_arguments(example_input)
