@@ -8,7 +8,8 @@ from tests import cifar, gtsrb
 from tests.shared_data import needs_shared_data
 from unit_fast.export import OnnxRuntimeModel
 
-pytestmark = [needs_shared_data, pytest.mark.slow]
+# Two minutes each on a core of its own; much longer where cores are shared.
+pytestmark = [needs_shared_data, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 pytest.importorskip("PIL", reason="Pillow is not installed")
 
@@ -52,5 +53,5 @@ def test_a_clean_model_loses_at_most_a_point():
     images, labels = cifar.load_images("test", 1000)
     test = list(zip(images.split(250), labels.split(250), strict=True))
     before, after = uf.evaluate(model, test), uf.evaluate(sanitised, test)
-    assert before.benign_accuracy == pytest.approx(0.812, abs=0.001)
+    assert before.benign_accuracy == pytest.approx(0.8103, abs=0.0005)
     assert 100 * (before.benign_accuracy - after.benign_accuracy) <= 1.0
