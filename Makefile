@@ -8,10 +8,10 @@ DEMO_OUTPUT ?= demo-output
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-triton36 lint clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## create .venv and install unit_fast with everything its development needs
 
@@ -26,8 +26,15 @@ lint: $(INSTALLED) ## ruff (style and format) and mypy --strict
 test: lint ## lint, then every test, a worker a core; PYTEST_ARGS="-k cli" runs some
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
+# The oldest Triton that is supported; its interpreter does not know numpy 2.4.
+test-triton36: ## the kernels' tests with Triton 3.6, in an environment of their own
+	@[ -d .venv36 ] || $(PY) -m venv .venv36
+	@.venv36/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@.venv36/bin/python -m pip install -qq --disable-pip-version-check triton==3.6.0 'numpy<2.4' pytest pytest-timeout hypothesis
+	@PYTHONPATH=. .venv36/bin/python -m pytest -q tests/kernels $(PYTEST_ARGS)
+
 clean: ## remove .venv, build folders and caches
-	rm -rf $(VENV) build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf $(VENV) .venv36 build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and by its pinned version: a bare `pip install torch` may choose a build that brings gigabytes
