@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,30 @@ def test_plot(here: Path, unit_fast) -> None:
     assert (here / "bounds.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("plot", "says"),
+    [
+        pytest.param("p.xyz", r"a picture cannot end in '\.xyz'; expected one of .*png", id="no-picture"),
+        pytest.param("b.png", "is the file that the bounds go to", id="same-as-output"),
+        pytest.param("./sub/../b.png", "is the file that the bounds go to", id="same-by-another-path"),
+        pytest.param("link.png", "is the file that the bounds go to", id="link-to-output"),
+        pytest.param("b.png.checkpoint", "is the file that the bounds go to", id="checkpoint-of-output"),
+    ],
+)
+def test_a_plot_that_cannot_be_written_is_refused_before_the_work(here: Path, unit_fast, plot: str, says: str) -> None:
+    (here / "sub").mkdir()
+    (here / "link.png").symlink_to(here / "b.png")
+
+    result = unit_fast(
+        "calibrate", "-m", "model.pt2", "--data", "clean.npz", "--method", "maximum", "-o", "b.png", "--plot", plot
+    )
+
+    assert result.exit_code != 0
+    assert re.search(says, " ".join(str(result.exception or "").split()) + " ".join(result.stderr.split()))
+    assert "calibrating" not in result.stderr
+    assert not (here / "b.png").exists()
+
+
 def first_becomes(label: int, y: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(y)) == 0, label, y)
 
@@ -188,7 +213,7 @@ def test_a_full_disk_leaves_nothing(here: Path, unit_fast, monkeypatch: pytest.M
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unit_fast.bounds.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
 
     result = unit_fast("calibrate", "-m", "model.pt2", "--data", "clean.npz", "--method", "maximum")
 

@@ -1,3 +1,5 @@
+import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,29 @@ def test_a_checkpoint_that_needs_unpickling_is_refused_and_not_run(tmp_path: Pat
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_bare_pickle_is_refused_in_our_own_words(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran"), protocol=protocol))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ModelError, match=r"pickled Python objects.*safetensors") as raised:
+            load_weights(net(), tmp_path / "weights.pth")
+
+    assert "weights_only" not in str(raised.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_archive_is_refused_in_our_own_words(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(net()), tmp_path / "weights.pt")
+
+    with pytest.raises(ModelError, match="pickled Python objects") as raised:
+        load_weights(net(), tmp_path / "weights.pt")
+
+    assert "weights_only" not in str(raised.value)
+
+
 def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
     torch.save(net(), tmp_path / "model.pth")
 
@@ -116,8 +141,10 @@ def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
 
-    with pytest.raises(ModelError, match=f"{name} is damaged, or no"):
+    with pytest.raises(ModelError, match=f"{name} is damaged, or no") as raised:
         load_weights(net(), tmp_path / name)
+
+    assert "weights_only" not in str(raised.value)
 
 
 def test_a_truncated_checkpoint_is_damaged(tmp_path: Path) -> None:

@@ -29,6 +29,39 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         check_writable(tmp_path)
 
 
+def test_a_device_is_no_file() -> None:
+    with pytest.raises(OutputError, match="/dev/null is a device"):
+        check_writable(Path("/dev/null"))
+
+
+@pytest.mark.parametrize("through_a_link", [False, True], ids=["itself", "through-a-link"])
+def test_a_pipe_is_no_file(tmp_path: Path, through_a_link: bool) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    if through_a_link:
+        (tmp_path / "link").symlink_to(path)
+        path = tmp_path / "link"
+
+    with pytest.raises(OutputError, match=f"--plot {path} is a device, a pipe"):
+        check_writable(path, "--plot")
+
+
+def test_a_loop_of_links_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+
+    with pytest.raises(OutputError, match="loop of links"):
+        check_writable(tmp_path / "link")
+
+
+def test_of_a_link_its_target_counts(tmp_path: Path) -> None:
+    (tmp_path / "into-nothing").symlink_to(tmp_path / "absent" / "file")
+    (tmp_path / "new").symlink_to(tmp_path / "file")
+
+    check_writable(tmp_path / "new")
+    with pytest.raises(OutputError, match=r"there is no folder .*absent"):
+        check_writable(tmp_path / "into-nothing")
+
+
 def test_place_that_takes_no_files() -> None:
     with pytest.raises(OutputError, match="cannot write to /proc"):
         check_writable(Path("/proc/bounds.safetensors"))

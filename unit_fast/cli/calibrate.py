@@ -1,5 +1,6 @@
 """``unit-fast calibrate``: bounds from a little clean data."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -11,7 +12,7 @@ import typer
 from unit_fast.cli import options
 from unit_fast.cli.outputs import check_writable
 from unit_fast.cli.terminal import Terminal
-from unit_fast.errors import DataError
+from unit_fast.errors import BackendUnavailableError, DataError
 
 if TYPE_CHECKING:
     from unit_fast.bounds import Bounds
@@ -70,7 +71,7 @@ def calibrate(
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     check_writable(output)
     if plot is not None:
-        check_writable(plot, "--plot")
+        _check_plot(plot, output)
     checkpoint = _checkpoint(output, resume, terminal)
 
     from unit_fast.calibration import calibrate as fit
@@ -150,8 +151,27 @@ def parse_method(text: str, tolerance: float | None = None) -> "Method":
         raise DataError(f"--method {text}: expected a number after the colon") from error
 
 
+def _check_plot(plot: Path, output: Path) -> None:
+    check_writable(plot, "--plot")
+    if os.path.realpath(plot) in (os.path.realpath(output), os.path.realpath(_checkpoint_path(output))):
+        raise DataError(f"--plot {plot} is the file that the bounds go to (--output {output}); name another")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"--plot needs matplotlib ({error}); install it with: pip install 'unit_fast[vision]'"
+        ) from error
+    endings = sorted(Figure().canvas.get_supported_filetypes())
+    if plot.suffix and plot.suffix[1:].lower() not in endings:  # without an ending it becomes a PNG
+        raise DataError(f"--plot {plot}: a picture cannot end in {plot.suffix!r}; expected one of {', '.join(endings)}")
+
+
+def _checkpoint_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.checkpoint")
+
+
 def _checkpoint(output: Path, resume: bool, terminal: Terminal) -> Path:
-    path = output.with_name(f"{output.name}.checkpoint")
+    path = _checkpoint_path(output)
     if resume and not path.exists():
         raise DataError(f"--resume: there is no {path}, so nothing to go on with; leave --resume out")
     if not resume and path.exists():

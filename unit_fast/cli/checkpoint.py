@@ -1,7 +1,8 @@
 """Weights into a module: safetensors, or a torch checkpoint of plain tensors."""
 
-import pickle
+import pickletools
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from unit_fast.cli.model_error import ModelError
 # Under these names training scripts keep the weights beside the epoch, the optimiser and the like.
 _WRAPPERS = ("state_dict", "model_state_dict", "net", "model", "weights")
 # How torch says that a pickle asks for classes or functions, as opposed to bytes that are no pickle.
-_NEEDS_CODE = re.compile(r"GLOBAL|Can only (create new object|build Tensor)")
+_NEEDS_CODE = re.compile(r"GLOBAL|Can only (create new object|build Tensor)|TorchScript")
+_CODE = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}
 # Put before every name by DataParallel and by torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -59,18 +61,33 @@ def _read(path: Path) -> Any:
         raise ModelError(f"--weights {path}: there is no such file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    # torch's own words are not passed on: they advise to load the file with weights_only=False.
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not _NEEDS_CODE.search(str(error)):
-            raise ModelError(f"--weights {path} is damaged, or no checkpoint: {_first_line(error)}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"--weights {path} cannot be read: {error.strerror or 'the file is damaged'}") from error
+    except Exception as error:  # the unpickler raises whatever it stumbles over
+        if _NEEDS_CODE.search(str(error)) or _asks_for_code(path):
+            raise ModelError(
+                f"--weights {path} holds pickled Python objects, and unpickling can run any code that is in the file; "
+                "ask its maker for safetensors or for the weights alone, as torch.save(model.state_dict(), new) "
+                "writes them"
+            ) from error
         raise ModelError(
-            f"--weights {path} holds pickled Python objects, and unpickling can run any code that is in the file; ask "
-            "its maker for safetensors or, only where you trust it, save its weights alone: "
-            "torch.save(torch.load(path, weights_only=False).state_dict(), new)"
+            f"--weights {path} is damaged, or no checkpoint: expected .safetensors, or a file that torch.save made of "
+            "a state dict; copy or download it again"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"--weights {path} is damaged, or no checkpoint: {_first_line(error)}") from error
+
+
+def _asks_for_code(path: Path) -> bool:
+    """Whether a bare pickle, as opposed to an archive of torch.save, names a class or function to call."""
+    try:
+        with path.open("rb") as file:
+            return any(opcode.name in _CODE for opcode, _, _ in pickletools.genops(file))
+    except (OSError, ValueError, OverflowError, MemoryError):  # no pickle, or one that ends too early
+        return False
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -107,7 +124,3 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _some(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

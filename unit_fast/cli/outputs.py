@@ -11,11 +11,16 @@ def check_writable(path: Path, option: str = "--output") -> Path:
     """Return ``path`` if a file can be made there.
 
     Raises:
-        OutputError: its folder is missing or read-only, or ``path`` is a folder.
+        OutputError: its folder is missing or read-only, or ``path`` is a folder, a device or a pipe. Of a link, what it
+            leads to counts.
     """
-    if path.is_dir():
+    # As atomic_write does: a link stays, and the file it leads to is replaced. Unlike resolve(), this takes link loops.
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
         raise OutputError(f"{option} {path} is a folder; name a file in it, such as {path / 'result'}")
-    _try_to_write(path.parent, option, path)
+    if os.path.lexists(target) and not target.is_file():
+        raise OutputError(f"{option} {path} is a device, a pipe or a loop of links and would be replaced; name a file")
+    _try_to_write(target.parent if path.is_symlink() else path.parent, option, path)
     return path
 
 
