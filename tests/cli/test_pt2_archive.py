@@ -391,6 +391,26 @@ def test_calls_that_are_no_operators_are_refused(archive: Path, tmp_path: Path, 
         load_archive(evil)
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param([], id="list"),
+        pytest.param({}, id="empty"),
+        pytest.param({"graph_module": {"graph": {"nodes": [3]}}}, id="node-is-a-number"),
+        pytest.param(
+            {"graph_module": {"graph": {"nodes": [{"target": "torch.ops.aten.relu.default", "metadata": "x"}]}}},
+            id="remarks-are-text",
+        ),
+    ],
+)
+def test_json_that_is_no_program(archive: Path, tmp_path: Path, program: object) -> None:
+    def change(name: str, content: bytes) -> bytes:
+        return json.dumps(program).encode() if name.endswith("models/model.json") else content
+
+    with pytest.raises(ModelError, match=r"holds no exported program|is damaged"):
+        load_archive(rewritten(archive, tmp_path / "odd.pt2", change, {}))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_truncated_archive(archive: Path, tmp_path: Path, share: float) -> None:
     whole = archive.read_bytes()

@@ -52,8 +52,8 @@ def load_archive(path: Path) -> torch.export.ExportedProgram:
         cleaned = _cleaned(content)
     except RefusedError as error:
         raise ModelError(f"--model {path} {error}; {_WAY_OUT}") from error
-    # NotImplementedError and RuntimeError: compression and encryption that Python cannot undo.
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, RecursionError, RuntimeError) as error:
+    # RuntimeError: encrypted. AttributeError and TypeError: JSON of another shape.
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, AttributeError, TypeError) as error:
         raise ModelError(f"--model {path} is damaged, or no .pt2 archive: {_first_line(error)}") from error
     try:
         with _no_unpickling():

@@ -20,7 +20,7 @@ class RefusedError(Exception):
 # Of nodes, values and symbols: they become variables in compiled code.
 _NAME = re.compile(r"(?!__)[A-Za-z_]\w*|", re.ASCII)
 # Of parameters, modules, types: as _NAME, with dots between; torch counts repeated calls as "name@1".
-_PATH = re.compile(r"(?!__)[\w@+-]*(\.(?!__)[\w@+-]+)*", re.ASCII)
+_PATH = re.compile(r"(?!__)[\w@+ -]*(\.(?!__)[\w@+ -]+)*", re.ASCII)
 _PATH_KEYS = ("fqn", "parameter_name", "buffer_name", "tensor_constant_name", "torch_version", "path_name")
 _NUMBER = re.compile(r"-?Infinity|NaN", re.ASCII)
 _STACK = re.compile(r"[\w.,;@+<>()\[\]' -]*", re.ASCII)
@@ -41,7 +41,7 @@ _INTERNAL = re.compile(
     r"_(assert_(scalar|async|tensor_metadata)|functional_assert_(scalar|async)|softmax|log_softmax|safe_softmax|to_copy|"
     r"unsafe_view|native_batch_norm_legit\w*|batch_norm\w*|adaptive_avg_pool[23]d|convolution|prelu_kernel|cdist_forward|"
     r"scaled_dot_product_\w*attention\w*|upsample_\w+|fft_(c2c|c2r|r2c)|weight_norm|weight_norm_interface|trilinear|"
-    r"native_multi_head_attention|transformer_encoder_layer_fwd|local_scalar_dense|conj)"
+    r"native_multi_head_attention|transformer_encoder_layer_fwd|local_scalar_dense|conj|linalg_(svd|eigh|det|slogdet|solve_ex))"
 )
 _SAFE_TYPES = re.compile(
     r"(Optional\[|List\[)*(Tensor|int|float|bool|number|Scalar|SymInt|SymFloat|SymBool|complex|Device|Layout|"
@@ -144,6 +144,11 @@ class _Equation(str):
 def _check_operator(target: str) -> None:
     if _ARITHMETIC.fullmatch(target):
         return
+    if target.startswith("torch.ops.higher_order."):
+        raise RefusedError(
+            f"calls {target[:80]!r}, which holds a graph of its own (of torch.no_grad, autocast, or a branch); "
+            "export program.run_decompositions(), or leave it out of forward()"
+        )
     found = _OPERATOR.fullmatch(target)
     operator = None
     if found and not _TOUCHING.match(found[2]) and (found[2][0] != "_" or _INTERNAL.fullmatch(found[2])):
