@@ -14,7 +14,7 @@ import unit_fast as uf
 from tests.networks import ResidualBlock, SmallResNet, randomised
 from unit_fast.bounds import Bounds, bound_shape
 from unit_fast.capture import capture
-from unit_fast.runtime import backends
+from unit_fast.runtime import backends, compiled
 from unit_fast.sites import find_sites
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -171,7 +171,7 @@ def test_a_named_backend_that_cannot_run_raises(model, backend):
 
 
 def test_auto_falls_back_and_says_why(model, monkeypatch):
-    monkeypatch.setattr(backends.shutil, "which", lambda _: None)
+    monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
     with pytest.warns(backends.FallbackWarning, match="needs a C\\+\\+ compiler"):
         fast = uf.sanitize(model, bounds_of(model), images(1))
     assert fast.backend == "eager"

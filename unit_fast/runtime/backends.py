@@ -1,38 +1,70 @@
-"""How the sanitised graph is run: the backends, which of them can run here, and why the others cannot."""
+"""The backends: what each must be able to do, which of them run here, and why the others do not."""
 
-import logging
-import shutil
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args
 
 import torch
-from torch import fx
+from torch import Tensor
 
 from unit_fast.errors import BackendUnavailableError, UnitFastWarning
+from unit_fast.runtime.compiled import Compiled
+from unit_fast.runtime.eager import Eager
+from unit_fast.runtime.explain import SiteNote
+from unit_fast.runtime.program import Program
 
 Backend = Literal["auto", "triton", "onnxruntime", "compile", "eager"]
-
-_logger = logging.getLogger(__name__)
 
 
 class FallbackWarning(UnitFastWarning):
     """``backend="auto"`` could not take the faster backend."""
 
 
-def unavailable(backend: Backend, device: torch.device) -> str | None:
-    """Why ``backend`` cannot run on ``device``; None when it can."""
-    if backend in ("triton", "onnxruntime"):
-        return f"the {backend} backend is not part of this version; use 'compile' or 'eager'"
-    if backend == "compile":
-        if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++") or shutil.which("cl")):
-            return "torch.compile needs a C++ compiler (g++ or clang++) on the CPU and none is on the PATH; install one"
-        if device.type == "cuda" and not torch.utils._triton.has_triton():
-            return "torch.compile needs Triton on CUDA; install the triton that belongs to this torch"
-    return None
+class Runner(Protocol):
+    """Runs one :class:`Program`; made when it is first needed, and made anew when the weights have changed.
+
+    Calls come with floating tensors already in the program's dtype, from several threads at once.
+    """
+
+    def __init__(self, program: Program) -> None: ...
+
+    @classmethod
+    def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot run on ``device`` in ``dtype``, and what to do; None when it can."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns."""
+
+    def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """What the model returns, and (N, sites): how many activations lie above their bound."""
+
+    def warmup(self, batch_sizes: Sequence[int]) -> None:
+        """Do now, for these batch sizes, what the first call would have to do."""
+
+    def explain(self) -> Sequence[SiteNote]:
+        """What runs each site, and why."""
 
 
-def choose(backend: str, device: torch.device) -> Backend:
+RUNNERS: dict[str, type[Runner]] = {
+    "compile": Compiled,
+    "eager": Eager,
+}
+
+# What "auto" takes: the first that can run. That it is not the first of all is said once.
+_PREFERENCE = {
+    "cpu": ("compile", "eager"),
+    "cuda": ("compile", "eager"),
+}
+
+
+def unavailable(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why ``backend`` cannot run on ``device`` in ``dtype``; None when it can."""
+    if backend not in RUNNERS:
+        return f"the {backend} backend is not part of this version; use one of {', '.join(RUNNERS)}"
+    return RUNNERS[backend].unavailable(device, dtype)
+
+
+def choose(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
     """The backend to run: the one that is named, or for "auto" the fastest that can run on ``device``.
 
     Raises:
@@ -40,28 +72,17 @@ def choose(backend: str, device: torch.device) -> Backend:
     """
     if backend not in get_args(Backend):
         raise BackendUnavailableError(f"backend is {backend!r}; expected one of {', '.join(get_args(Backend))}")
-    if backend == "auto":
-        reason = unavailable("compile", device)
+    if backend != "auto":
+        reason = unavailable(backend, device, dtype)
+        if reason is not None:
+            raise BackendUnavailableError(f"backend {backend!r} cannot run on {device}: {reason}")
+        return backend  # type: ignore[return-value]
+    reasons: list[str] = []
+    for candidate in _PREFERENCE.get(device.type, ("compile", "eager")):
+        reason = unavailable(candidate, device, dtype)
         if reason is None:
-            return "compile"
-        warnings.warn(f"running eagerly: {reason}", FallbackWarning, stacklevel=3)
-        return "eager"
-    reason = unavailable(backend, device)  # type: ignore[arg-type]
-    if reason is not None:
-        raise BackendUnavailableError(f"backend {backend!r} cannot run on {device}: {reason}")
-    return backend  # type: ignore[return-value]
-
-
-def runner(backend: Backend, module: fx.GraphModule) -> Callable[..., Any]:
-    """A callable that runs ``module`` by ``backend``, which :func:`choose` has returned."""
-    if backend == "eager":
-        return module
-    _logger.info("compiling the sanitised graph by torch.compile")
-    # Freezing packs the weights once, for inference only.
-    compiled = torch.compile(module, dynamic=False, options={"freezing": True})
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            return compiled(*args, **kwargs)
-
-    return run
+            if reasons:
+                warnings.warn(f"running by {candidate}: {'; '.join(reasons)}", FallbackWarning, stacklevel=3)
+            return candidate  # type: ignore[return-value]
+        reasons.append(reason)
+    raise BackendUnavailableError(f"no backend can run on {device}: {'; '.join(reasons)}")
