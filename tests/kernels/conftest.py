@@ -9,15 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from unit_fast.kernels.agreement import error, tolerance_of
+
 # Triton decides between compiling and interpreting when a kernel is decorated: this precedes every import of one.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-TOLERANCE = {  # against float64, with operands of unit variance and sums scaled to it
-    torch.float32: 2e-6,
-    torch.float16: 1.2e-3,  # one rounding is 4.9e-4 at 1
-    torch.bfloat16: 9e-3,
-}
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +48,6 @@ def agree() -> Callable[..., None]:
 
     def check(actual: Tensor, reference: Callable[..., Tensor], *args: object) -> None:
         exact = reference(*(a.double() if isinstance(a, Tensor) else a for a in args))
-        assert actual.shape == exact.shape
-        tolerance = TOLERANCE[actual.dtype]
-        torch.testing.assert_close(actual.double(), exact, rtol=tolerance, atol=tolerance, equal_nan=True)
+        assert error(actual, exact) <= tolerance_of(actual.dtype, "tf32x3" if actual.is_cuda else "ieee")
 
     return check
