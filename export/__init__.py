@@ -5,6 +5,8 @@ if __name__ != "unit_fast.export":
 
 from unit_fast.export.errors import ExportError, SaturationWarning
 from unit_fast.export.exporter import export_onnx
+from unit_fast.export.layout import triton_repository
+from unit_fast.export.layout_config import TritonOptions
 from unit_fast.export.report import ExportReport, ParityCheck, ParityResult, SiteReport
 from unit_fast.export.session import OnnxRuntimeModel
 
@@ -16,5 +18,7 @@ __all__ = [
     "ParityResult",
     "SaturationWarning",
     "SiteReport",
+    "TritonOptions",
     "export_onnx",
+    "triton_repository",
 ]
