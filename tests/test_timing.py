@@ -1,0 +1,65 @@
+"""Timing in processes of their own: every case is timed, what fails is named, nothing is left running."""
+
+import functools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from unit_fast.timing import Failure, Timing, burst, interleaved
+
+
+def _sleeping(seconds: float) -> Mapping[str, Callable[[], object]]:
+    return {"once": lambda: time.sleep(seconds), "twice": lambda: time.sleep(2 * seconds)}
+
+
+def _broken() -> Mapping[str, Callable[[], object]]:
+    raise ValueError("no such\nbackend")
+
+
+def _dying() -> Mapping[str, Callable[[], object]]:
+    calls = iter(range(3))
+    return {"case": lambda: os._exit(3) if next(calls) else None}
+
+
+def test_percentiles_are_those_of_the_sorted_calls() -> None:
+    timing = Timing.of([float(value) for value in (9, 1, 2, 8, 3, 7, 4, 6, 5, 10)])
+    assert timing == Timing(median=6.0, p20=3.0, p80=9.0, calls=10)
+    assert Timing.of([2.0]) == Timing(2.0, 2.0, 2.0, 1)
+    with pytest.raises(ValueError, match="at least one"):
+        Timing.of([])
+
+
+def test_a_burst_lasts_as_long_as_asked_and_times_every_call() -> None:
+    now = iter([0.0, 0.25, 0.75, 1.25, 99.0])
+    assert burst(lambda: None, 1.0, clock=lambda: next(now)) == [0.25, 0.5, 0.5]
+
+
+def test_a_burst_has_at_least_one_call() -> None:
+    now = iter([0.0, 5.0])
+    assert burst(lambda: None, 0.0, clock=lambda: next(now)) == [5.0]
+
+
+def test_contenders_are_timed_side_by_side_and_what_fails_is_named() -> None:
+    said: list[str] = []
+    contenders = {
+        "short": functools.partial(_sleeping, 0.002),
+        "broken": _broken,
+        "dying": _dying,
+        "long": functools.partial(_sleeping, 0.02),
+    }
+    results = interleaved(contenders, rounds=2, seconds=0.05, progress=said.append)
+    assert list(results) == list(contenders)
+    assert results["broken"] == Failure("ValueError: no such backend")
+    assert results["dying"] == Failure("its process ended with status 3")
+    short, long = results["short"], results["long"]
+    assert isinstance(short, dict)
+    assert isinstance(long, dict)
+    assert set(short) == set(long) == {"once", "twice"}
+    assert short["once"].median >= 0.002
+    assert long["twice"].median >= 0.04
+    assert short["once"].calls >= 2
+    assert said == [*(f"building {name}" for name in contenders), "round 1 of 2", "round 2 of 2"]
+    assert not multiprocessing.active_children()
