@@ -7,11 +7,15 @@ mode the dispatch costs 0.4 µs and the checks 3 µs (a ``torch.library.custom_o
 
 ``epilogue``, ``linear`` and ``conv2d`` are opaque to torch.compile: a kernel must be chosen by the real shape of each
 call, not by the first one traced (pytorch#164124). They are made for inference. Where a gradient is wanted they run the
-eager reference, which is differentiable to any order.
+eager reference, which is differentiable to any order. On CUDA they run what ``dispatch`` chooses for the shape; Triton
+is imported then, not with this module.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +23,10 @@ import torch
 from torch import Tensor
 
 from unit_fast.kernels.checks import check_conv2d, check_epilogue, check_linear, check_per_sample
+from unit_fast.kernels.layout import KERNEL_DTYPES
 from unit_fast.kernels.reference import clamp_bound_ref, conv2d_ref, epilogue_ref, linear_ref, memory_format_of
 
-__all__ = ["clamp_bound", "conv2d", "epilogue", "linear"]
-
+__all__ = ["clamp_bound", "clamp_bound_once", "conv2d", "epilogue", "linear"]
 # The registrations live as long as this object. torch.library has no annotations.
 _LIBRARY: Any = torch.library.Library("unit_fast", "DEF")  # type: ignore[no-untyped-call]
 
@@ -55,6 +59,25 @@ def clamp_bound(
     """
     result: Tensor = torch.ops.unit_fast.clamp_bound.default(x, bound)
     return result
+
+
+def clamp_bound_once(
+    x: Tensor,  # (N, *S), floating
+    bound: Tensor,  # broadcasts to (*S)
+) -> Tensor:  # (N, *S), x.dtype
+    """``clamp_bound`` for fitting bounds: on CUDA by the Triton kernels, whose gradient can't be differentiated again.
+
+    One pass forward, and one backward that writes dX and sums dBound in a fixed order, where autograd through the
+    reference takes five and keeps a mask. What the kernels do not take (the CPU, float64) goes through ``clamp_bound``.
+
+    Raises:
+        As ``clamp_bound``.
+    """
+    if not _runs_kernels(x):
+        return clamp_bound(x, bound)
+    from unit_fast.kernels import backward
+
+    return backward.clamp_bound(x, bound)
 
 
 _TAIL = 'str act="identity", float[] act_args=[]) -> Tensor'
@@ -122,9 +145,42 @@ def _autocast(op: Any, device_type: str) -> Callable[..., Tensor]:
     return kernel
 
 
+def _runs_kernels(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in KERNEL_DTYPES and _triton_is_there()
+
+
+@functools.cache
+def _triton_is_there() -> bool:
+    """Whether Triton can be imported; says so once where it can't."""
+    if importlib.util.find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "unit_fast.kernels: Triton is not installed, so operators on CUDA run their eager references, several passes "
+        "over memory each; install triton",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
+
+
+def _on_cuda(name: str, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The CUDA kernel of an operator: what ``dispatch`` chooses, ``reference`` for what no kernel takes."""
+
+    def kernel(x: Tensor, *args: Any) -> Tensor:
+        if x.numel() == 0 or not _runs_kernels(x):
+            return reference(x, *args)
+        from unit_fast.kernels import dispatch
+
+        result: Tensor = getattr(dispatch, f"run_{name}")(x, *args)
+        return result
+
+    return kernel
+
+
 def _register(name: str, reference: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
     op = getattr(torch.ops.unit_fast, name).default
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _on_cuda(name, reference), "CUDA")
     _LIBRARY.impl(name, _differentiable(op, reference), "Autograd")
     _LIBRARY.impl(name, fake, "Meta")
     if name != "epilogue":  # elementwise: it keeps the dtype it is given

@@ -11,6 +11,7 @@ from unit_fast.calibration.context import CalibrationContext
 from unit_fast.calibration.granularity import unit_shape
 from unit_fast.calibration.inputs import Inputs
 from unit_fast.capture import call_arguments
+from unit_fast.kernels.ops import clamp_bound_once
 from unit_fast.sites import bound_path, insert_bounds
 
 
@@ -27,6 +28,9 @@ class BoundedGraph:
             for site in context.sites
         }
         self._graph: fx.GraphModule = insert_bounds(context.graph, placeholders)
+        for node in self._graph.graph.find_nodes(op="call_function", target=torch.ops.unit_fast.clamp_bound.default):
+            node.target = clamp_bound_once  # one backward pass over memory on CUDA; nothing here differentiates twice
+        self._graph.recompile()
         self._paths = {site.name: bound_path(site.name) for site in context.sites}
         self._logits = context.logits
 
