@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from unit_fast.export.errors import ExportError
 from unit_fast.export.forms.clip import ClipForm
-from unit_fast.export.forms.form import Clamp, Form, bypass
+from unit_fast.export.forms.form import Clamp, Form, bypass, check_values
 from unit_fast.export.forms.minimum import MinForm
 from unit_fast.export.translate import MARKER_DOMAIN, SiteBound, marker_nodes
 
@@ -43,7 +43,7 @@ def lower(model: ir.Model, bounds: Sequence[SiteBound], form: str) -> tuple[Clam
     clamps: list[Clamp] = []
     for index, marker in markers:
         site = bounds[index]
-        _check_values(site)
+        check_values(site.site, site.bound)
         if np.all(np.isposinf(site.bound)):
             bypass(marker)
             clamps.append(Clamp(site.site, "none", "the bound is +inf", None, None, None))
@@ -62,14 +62,3 @@ def _choose(marker: ir.Node, site: SiteBound) -> Form:
         if FORMS[name].refusal(marker, site) is None:
             return FORMS[name]
     raise ExportError(f"no form can express the clamp of site {site.site}")
-
-
-def _check_values(site: SiteBound) -> None:
-    if np.isnan(site.bound).any():
-        count = int(np.isnan(site.bound).sum())
-        raise ExportError(
-            f"the bound of site {site.site} holds {count} NaN of {site.bound.size} values; runtimes ignore such a "
-            "clamp: calibrate again"
-        )
-    if np.isneginf(site.bound).any():
-        raise ExportError(f"the bound of site {site.site} holds −inf, which leaves no activation; calibrate again")

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
+from unit_fast.export.errors import ExportError
 from unit_fast.export.translate import SiteBound
 
 
@@ -89,3 +90,14 @@ def scalar(value: ir.Value | None) -> np.ndarray | None:
     if value is None or value.const_value is None or value.const_value.size != 1:
         return None
     return value.const_value.numpy().reshape(())
+
+
+def check_values(site: str, bound: np.ndarray) -> None:
+    """Raise ExportError when a bound is NaN or −inf."""
+    if np.isnan(bound).any():
+        raise ExportError(
+            f"the bound of site {site} holds {int(np.isnan(bound).sum())} NaN of {bound.size} values; runtimes ignore "
+            "such a clamp: calibrate again"
+        )
+    if np.isneginf(bound).any():
+        raise ExportError(f"the bound of site {site} holds −inf, which leaves no activation; calibrate again")
