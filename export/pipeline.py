@@ -71,29 +71,51 @@ def export(
     """See :func:`unit_fast.export.exporter.export_onnx`; ``options`` have been checked."""
     started = time.perf_counter()
     with _working_folder(path) as folder:
-        graph = flatten_graph(_sanitised_graph(model, bounds, example_input), example_input)
-        _require_float32(graph)
-        exported, site_bounds = translate(graph, options.opset)
-        clamps = lower(exported, site_bounds, options.form)
-        strip(exported)
-        name_signature(exported, graph)
-        name_activations(exported)
-        data = f"{path.name}.data" if _tensor_bytes(exported) > EXTERNAL_ABOVE else None
+        sanitised = _sanitised_graph(model, bounds, example_input)
+        return _write(sanitised, bounds, path, example_input, options, folder, started)
 
-        plain = folder / "plain.onnx"
-        ir.save(exported, plain, external_data=data)
-        clamped = check_structure(onnx.load(plain), clamps, options.opset)
-        parity, reached = None, dict[str, bool]()
-        if options.verify:
-            exposed = folder / "exposed.onnx"
-            _expose(plain, exposed, clamped)
-            parity, reached = check_parity(graph, plain, exposed, clamped, clamps, options.precision)
 
-        sign(exported, describe(bounds, graph, clamps, options.form, options.precision, parity))
-        final = folder / "final.onnx"
-        ir.save(exported, final, external_data=data)
-        _check_file(final, clamps, options.opset)
-        size = _publish(final, path, folder / data if data else None)
+def export_graph(
+    sanitised: fx.GraphModule, bounds: Bounds, path: Path, example_input: Example, options: Options
+) -> ExportReport:
+    """Export a sanitised graph as it is, whatever became of its weights; otherwise as :func:`export`."""
+    started = time.perf_counter()
+    with _working_folder(path) as folder:
+        return _write(sanitised, bounds, path, example_input, options, folder, started)
+
+
+def _write(
+    sanitised: fx.GraphModule,
+    bounds: Bounds,
+    path: Path,
+    example_input: Example,
+    options: Options,
+    folder: Path,
+    started: float,
+) -> ExportReport:
+    graph = flatten_graph(sanitised, example_input)
+    _require_float32(graph)
+    exported, site_bounds = translate(graph, options.opset)
+    clamps = lower(exported, site_bounds, options.form)
+    strip(exported)
+    name_signature(exported, graph)
+    name_activations(exported)
+    data = f"{path.name}.data" if _tensor_bytes(exported) > EXTERNAL_ABOVE else None
+
+    plain = folder / "plain.onnx"
+    ir.save(exported, plain, external_data=data)
+    clamped = check_structure(onnx.load(plain), clamps, options.opset)
+    parity, reached = None, dict[str, bool]()
+    if options.verify:
+        exposed = folder / "exposed.onnx"
+        _expose(plain, exposed, clamped)
+        parity, reached = check_parity(graph, plain, exposed, clamped, clamps, options.precision)
+
+    sign(exported, describe(bounds, graph, clamps, options.form, options.precision, parity))
+    final = folder / "final.onnx"
+    ir.save(exported, final, external_data=data)
+    _check_file(final, clamps, options.opset)
+    size = _publish(final, path, folder / data if data else None)
     return ExportReport(
         path=path,
         opset=options.opset,
