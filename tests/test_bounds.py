@@ -44,6 +44,10 @@ def test_bound_shapes(granularity, conv, linear):
     assert bound_shape(LINEAR, granularity) == linear
 
 
+def test_they_are_shown_in_a_line():
+    assert repr(make("neuron")) == "<Bounds: 102 at 2 sites, per neuron>"
+
+
 @pytest.mark.parametrize("granularity", ["neuron", "channel", "tensor"])
 @pytest.mark.parametrize("clean", [True, False], ids=["with histograms", "bare"])
 def test_round_trip(tmp_path, granularity, clean):

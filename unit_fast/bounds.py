@@ -46,7 +46,7 @@ class CleanActivations:
     maximum: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bounds(Mapping[str, Tensor]):
     """The bounds of one model: site name -> float32 tensor that broadcasts to one sample of that site.
 
@@ -93,6 +93,10 @@ class Bounds(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def __repr__(self) -> str:
+        count = sum(tensor.numel() for tensor in self.tensors.values())
+        return f"<Bounds: {count:,} at {len(self)} sites, per {self.granularity}>"
 
     @property
     def sha256(self) -> str:

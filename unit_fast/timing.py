@@ -74,7 +74,7 @@ def interleaved(
     rounds: int = 5,
     seconds: float = 0.5,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Timing] | Failure]:
     """Time every case of every contender, interleaved.
 
@@ -83,7 +83,7 @@ def interleaved(
         rounds: how many bursts of each case.
         seconds: the length of a burst.
         seed: of the order within a round.
-        progress: called with a line before each contender is built and before each round.
+        progress: called with (done, total) as contenders are built and rounds end.
 
     Returns:
         By contender the timing of each of its cases, or why there is none.
@@ -91,22 +91,21 @@ def interleaved(
     context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, Timing] | Failure] = {}
     workers: dict[str, _Worker] = {}
+    done, total = itertools.count(1), len(contenders) + rounds
     with ExitStack() as stack:
         for name, builder in contenders.items():
-            if progress is not None:
-                progress(f"building {name}")
             worker = stack.enter_context(_Worker(context, builder))
             built = worker.ask(None)
             if isinstance(built, Failure):
                 results[name] = built
             else:
                 workers[name], worker.cases = worker, built
+            if progress is not None:
+                progress(next(done), total)
         samples: dict[tuple[str, str], list[float]] = {}
         order = [(name, case) for name, worker in workers.items() for case in worker.cases]
         shuffle = random.Random(seed).shuffle
-        for number in range(rounds):
-            if progress is not None:
-                progress(f"round {number + 1} of {rounds}")
+        for _ in range(rounds):
             shuffle(order)
             for name, case in order:
                 if name in results:
@@ -116,6 +115,8 @@ def interleaved(
                     results[name] = taken
                 else:
                     samples.setdefault((name, case), []).extend(taken)
+            if progress is not None:
+                progress(next(done), total)
     for name, worker in workers.items():
         if name not in results:
             results[name] = {case: Timing.of(samples[name, case]) for case in worker.cases}

@@ -104,13 +104,14 @@ def _root(
 
 
 def _add_commands() -> None:
+    from unit_fast.cli.bench import bench
     from unit_fast.cli.calibrate import calibrate
     from unit_fast.cli.demo import demo
     from unit_fast.cli.env import env
     from unit_fast.cli.evaluate import evaluate
     from unit_fast.cli.export import export
 
-    for command in (demo, calibrate, evaluate, export, env):
+    for command in (demo, calibrate, evaluate, export, bench, env):
         app.command()(command)
 
 

@@ -45,6 +45,11 @@ def _platform() -> dict[str, str]:
     }
 
 
+def versions() -> dict[str, str]:
+    """What is installed of the packages that matter, by name."""
+    return {name: found for name in _PACKAGES if (found := _version(name)) is not None}
+
+
 def _packages() -> dict[str, str]:
     return {name: _version(name) or f"missing: {needed_for}" for name, needed_for in _PACKAGES.items()}
 

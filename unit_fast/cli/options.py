@@ -74,6 +74,12 @@ OptionalData: TypeAlias = Annotated[
         help="As for calibrate; one batch of it tells the model's input.", metavar="PATH", rich_help_panel=_DATA
     ),
 ]
+InputShape: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Without --data: the shape of one input, such as 3x32x32.", metavar="CxHxW", rich_help_panel=_DATA
+    ),
+]
 Size: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Resize images to this: 224, or 480x640 (height x width).", rich_help_panel=_DATA),
