@@ -10,15 +10,11 @@ tolerance   the same with other tolerances than the default, one seed
 published   the published search: what it reaches in mini-batches of 256
 time        default recipe against the published one as its authors run it: the whole fit set in one batch, weight
             gradients on, a validation pass each step; 20 of its 300 steps are timed and scaled, both in turn
-memory      peak memory of calibration at 500 and at 5,000 images, each in a process of its own
 """
 
 import argparse
 import functools
 import logging
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -83,14 +79,6 @@ def time_against_published() -> Iterator[dict[str, Any]]:
             "published_steps_timed": TIMED_STEPS,
             "ratio": theirs / ours,
         }
-
-
-def memory() -> Iterator[dict[str, Any]]:
-    """Peak resident memory by number of images."""
-    for count in (500, 5000):
-        command = [sys.executable, "-m", "benchmarks.calibration", "--peak", str(count)]
-        megabytes = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        yield {"images": count, "peak_megabytes": megabytes}
 
 
 def _row(name: str, granularity: str, method: uf.Unit, seed: int) -> dict[str, Any]:
@@ -177,25 +165,11 @@ def _published_seconds(model: gtsrb.SignVGG, x: Tensor, y: Tensor) -> float:
     return prepared + (time.perf_counter() - start) * PUBLISHED_STEPS / TIMED_STEPS
 
 
-def _print_peak(count: int) -> None:
-    model = gtsrb.load_model(MODELS[0])
-
-    def batches() -> Any:
-        generator = torch.Generator().manual_seed(0)
-        for start in range(0, count, 250):
-            x = torch.rand(250, 3, 32, 32, generator=generator)
-            yield x, torch.arange(start, start + 250) % gtsrb.CLASSES
-
-    uf.calibrate(model, batches())
-    sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
-
-
 PARTS = {
     "effect": effect,
     "tolerance": tolerance,
     "published": published,
     "time": time_against_published,
-    "memory": memory,
 }
 
 
@@ -203,12 +177,8 @@ def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append", help="all when omitted; repeatable")
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if options.peak:
-        _print_peak(options.peak)
-        return
     if not ROOT.is_dir():
         parser.error("the evaluation data beside the project is absent")
     for part in options.part or PARTS:

@@ -9,6 +9,7 @@ import itertools
 import math
 import multiprocessing
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,15 +30,18 @@ class Timing:
     Attributes:
         median, p20, p80: in seconds, p20 and p80 the 20th and 80th percentile.
         calls: how many were timed.
+        peak_mib: the most memory its process had held, in MiB, after the case's first call: of this case, where those
+            before it need less. NaN where the system does not tell.
     """
 
     median: float
     p20: float
     p80: float
     calls: int
+    peak_mib: float = math.nan
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Timing":
+    def of(cls, seconds: Sequence[float], peak_mib: float = math.nan) -> "Timing":
         """The spread of ``seconds``, of which there must be at least one."""
         ordered = sorted(seconds)
         if not ordered:
@@ -46,7 +50,7 @@ class Timing:
         def quantile(q: float) -> float:
             return ordered[min(len(ordered) - 1, math.floor(q * len(ordered)))]
 
-        return cls(quantile(0.5), quantile(0.2), quantile(0.8), len(ordered))
+        return cls(quantile(0.5), quantile(0.2), quantile(0.8), len(ordered), peak_mib)
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def interleaved(
                 progress(next(done), total)
     for name, worker in workers.items():
         if name not in results:
-            results[name] = {case: Timing.of(samples[name, case]) for case in worker.cases}
+            results[name] = {case: Timing.of(samples[name, case], peak) for case, peak in worker.cases.items()}
     return {name: results[name] for name in contenders}
 
 
@@ -127,7 +131,7 @@ class _Worker:
     """A contender's process and the pipe to it; ends with the ``with`` block."""
 
     def __init__(self, context: Any, builder: Builder) -> None:
-        self.cases: Sequence[str] = ()
+        self.cases: Mapping[str, float] = {}
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, builder), daemon=True)
         self._process.start()
@@ -163,12 +167,20 @@ def _serve(connection: Connection, builder: Builder) -> None:
         try:
             if asked == 0:
                 cases = builder()
-                for call in cases.values():  # the first call of many things is not like the others
-                    call()
-                answer: Any = list(cases)
+                answer: Any = {name: _first(call) for name, call in cases.items()}
             else:
                 case, seconds = question
                 answer = burst(cases[case], seconds)
         except Exception as error:  # noqa: BLE001 - told to the parent, which goes on with the others
             answer = Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
         connection.send(answer)
+
+
+def _first(call: Call) -> float:
+    """Call once, since the first call of many things is not like the others; the process's peak memory in MiB."""
+    call()
+    if sys.platform != "linux":
+        return math.nan
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
