@@ -1,4 +1,4 @@
-"""Pictures from the results: ``python -m benchmarks.plots`` writes them to ``docs/images/``."""
+"""Pictures from the results, in ``docs/images/``; ``python -m benchmarks.report`` draws them."""
 
 from pathlib import Path
 from typing import Any

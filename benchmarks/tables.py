@@ -1,4 +1,4 @@
-"""Tables from the results, put where a document asks for them: ``python -m benchmarks.tables``.
+"""Tables from the results, put where a document asks for them; ``python -m benchmarks.report`` fills them.
 
 A document marks the place with ``<!-- table: NAME -->`` and ``<!-- end -->``; a test holds the documents to
 the results.

@@ -9,4 +9,4 @@ from benchmarks.tables import DOCUMENTS, filled
 def test_tables_are_those_of_the_results(document):
     text = document.read_text()
     assert "<!-- table: " in text
-    assert filled(text) == text, "run: python -m benchmarks.tables"
+    assert filled(text) == text, "run: python -m benchmarks.report"
