@@ -45,7 +45,3 @@ def main() -> None:
     rows = sorted([*default, *read_results("calibration_tolerance")], key=lambda row: row["tolerance"])
     figure = tolerance(rows)
     atomic_write(IMAGES / "tolerance.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
-
-
-if __name__ == "__main__":
-    main()

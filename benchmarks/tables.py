@@ -79,7 +79,3 @@ def main() -> None:
     for document in DOCUMENTS:
         text = filled(document.read_text())
         atomic_write(document, lambda temporary, text=text: temporary.write_text(text))
-
-
-if __name__ == "__main__":
-    main()
