@@ -1,7 +1,6 @@
 """ONNX graph ⇒ the boxes and lines worth drawing.
 
-Weights and whatever is computed from weights alone are not drawn. A QuantizeLinear and the DequantizeLinear that reads
-it are one box.
+Weights and whatever is computed from weights alone are not drawn, nor is a DequantizeLinear behind a QuantizeLinear.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,6 +52,7 @@ class _Reader:
         self.values = {value.name: value for value in (*graph.input, *graph.output, *graph.value_info)}
         self.fixed = set(self.constants)  # names of values that no input has a part in
         self.made: dict[str, int] = {}  # by value, the box that makes it
+        self.quantised: set[int] = set()  # boxes that give integers which stand for floats
         self.boxes: list[Box] = []
         for value in graph.input:
             if value.name not in self.constants:
@@ -73,11 +73,9 @@ class _Reader:
             self.fixed |= set(node.output)
             return
         sources = list(dict.fromkeys(self.made[name] for name in read if name in self.made))
-        if node.op_type == "DequantizeLinear" and len(sources) == 1:
-            source = self.boxes[sources[0]]
-            if source.title.startswith("QuantizeLinear"):
-                self.made |= dict.fromkeys(node.output, sources[0])
-                return
+        if node.op_type == "DequantizeLinear" and sources[0] in self.quantised:
+            self.made |= dict.fromkeys(node.output, sources[0])
+            return
         site = self.sites.get(node.name.removesuffix(_CLAMP)) if node.name.endswith(_CLAMP) else None
         what = f"{node.op_type} {self._particulars(node)}".strip()
         details = [f"{node.op_type} {node.name}", *(self._type(name) for name in node.output if name)]
@@ -86,6 +84,8 @@ class _Reader:
             box = Box(what, self._shape(node.output[0]), "node", details, sources)
         else:
             box = Box(what, site.site, site.form, [f"clamps {site.site}: {site.reason}", *details], sources)
+        if node.op_type == "QuantizeLinear" or (node.op_type == "Min" and sources[0] in self.quantised):
+            self.quantised.add(len(self.boxes))
         self._add(box, node.output)
 
     def _particulars(self, node: onnx.NodeProto) -> str:

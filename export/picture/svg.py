@@ -13,10 +13,12 @@ _COLOURS = {
     "min": ("#b3420a", "#ff9157"),
     "mul_clip": ("#6b3fa0", "#c3a1f4"),
     "folded": ("#0b7459", "#45cfa6"),
-    "int8": ("#8f1d63", "#f08cc4"),
+    "hard_sigmoid": ("#8a5300", "#e0a84a"),
+    "scale": ("#8f1d63", "#f08cc4"),
+    "integer min": ("#a8202f", "#ff8f8a"),
     "none": ("#667180", "#8996a7"),
 }
-_OTHER = ("#7a5c00", "#d9b64a")
+_OTHER = ("#5b5b2e", "#c9c97a")
 _PLAIN = ("node", "input", "output")
 _MARGIN = 24
 _TITLE = 64
@@ -146,7 +148,7 @@ def _short(text: str) -> str:
 
 
 def _class(form: str) -> str:
-    return f"form-{form.replace('_', '-')}"
+    return f"form-{form.replace('_', '-').replace(' ', '-')}"
 
 
 def _curve(start: Point, end: Point) -> str:

@@ -68,7 +68,7 @@ def unit_fast() -> Callable[..., Any]:
     """Run the command line in this process; the result has exit_code, stdout and stderr."""
     runner = CliRunner()
 
-    def run(*arguments: object) -> Any:
-        return runner.invoke(app, [str(argument) for argument in arguments])
+    def run(*arguments: object, env: dict[str, str] | None = None) -> Any:
+        return runner.invoke(app, [str(argument) for argument in arguments], env=env)
 
     return run

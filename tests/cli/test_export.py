@@ -10,6 +10,9 @@ from unit_fast import Bounds, sanitize
 from unit_fast.cli.models import load_model
 from unit_fast.export import OnnxRuntimeModel
 
+TRITON = ("--layout", "triton", "-o", "repository/net")
+FAST = ("--no-verify", "--no-speed")
+
 
 @pytest.fixture
 def bounds(here: Path, unit_fast) -> Path:
@@ -29,7 +32,7 @@ def bounds(here: Path, unit_fast) -> Path:
 def test_the_file_computes_what_the_sanitised_model_does(
     here: Path, bounds: Path, unit_fast, source: list[str]
 ) -> None:
-    result = unit_fast("export", *source, "-b", bounds, "-o", "m.onnx", "--json")
+    result = unit_fast("export", *source, "-b", bounds, "-o", "m.onnx", "--json", "--no-speed")
 
     assert result.exit_code == 0, result.stderr
     described = json.loads(result.stdout)
@@ -43,7 +46,7 @@ def test_the_file_computes_what_the_sanitised_model_does(
 
 
 def test_opset(here: Path, bounds: Path, unit_fast) -> None:
-    result = unit_fast("export", "-m", "model.pt2", "-b", bounds, "-o", "m.onnx", "--opset", "18", "--no-verify")
+    result = unit_fast("export", "-m", "model.pt2", "-b", bounds, "-o", "m.onnx", "--opset", "18", *FAST)
 
     assert result.exit_code == 0, result.stderr
     assert {entry.version for entry in onnx.load(here / "m.onnx").opset_import if entry.domain == ""} == {18}
@@ -60,6 +63,17 @@ def test_opset(here: Path, bounds: Path, unit_fast) -> None:
         pytest.param(["--input-shape", "1x8xb"], "--input-shape 1x8xb: expected whole numbers", id="shape-text"),
         pytest.param(["--input-shape", "0x8x8"], "expected numbers above 0", id="shape-zero"),
         pytest.param(["-o", "absent/m.onnx"], "there is no folder absent", id="unwritable"),
+        pytest.param(["--graph", "g.png"], "--graph g.png: a picture of the graph ends in .svg or .html", id="picture"),
+        pytest.param(["--graph", "absent/g.svg"], "--graph absent/g.svg: there is no folder absent", id="graph-folder"),
+        pytest.param(["-o", "m.svg", "--graph", "m.svg"], "is the file that the model goes to", id="graph-is-output"),
+        pytest.param(["--max-batch-size", "8"], "--max-batch-size is for --layout triton", id="server-option"),
+        pytest.param(["--new-version"], "--new-version is for --layout triton", id="version-of-a-file"),
+        pytest.param(["--layout", "zip"], "zip", id="layout"),
+        pytest.param([*TRITON, "--max-batch-size", "-1"], "max_batch_size is -1", id="batch-size"),
+        pytest.param([*TRITON, "--device", "tpu"], "'tpu' is unknown", id="device"),
+        pytest.param([*TRITON, "--preferred-batch-sizes", "8;9"], "8;9: expected whole numbers", id="preferred"),
+        pytest.param([*TRITON, "--new-version"], "holds no config.pbtxt", id="version-of-nothing"),
+        pytest.param([*TRITON, "--new-version", "--instances", "2"], "edit it", id="options-of-a-version"),
     ],
 )
 def test_mistakes_are_one_line_and_2_and_leave_no_file(
@@ -80,3 +94,51 @@ def test_an_input_that_nobody_names(bounds: Path, unit_fast) -> None:
 
     assert result.exit_code == 2
     assert "give --data (some real samples, best) or --input-shape" in result.stderr
+
+
+def test_a_repository_for_a_server(here: Path, bounds: Path, unit_fast) -> None:
+    """The server's own schema reads it in tests/export/test_layout.py."""
+    arguments = ("export", "-m", "model.pt2", "-b", bounds, *TRITON, *FAST)
+    options = ("--max-batch-size", "16", "--preferred-batch-sizes", "4,16", "--queue-delay", "250", "--device", "cpu")
+
+    result = unit_fast(*arguments, *options, "--instances", "3", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["path"] == "repository/net/1/model.onnx"
+    config = (here / "repository" / "net" / "config.pbtxt").read_text()
+    for line in (
+        "max_batch_size: 16",
+        "preferred_batch_size: [4, 16]",
+        "delay_microseconds: 250",
+        "KIND_CPU",
+        "count: 3",
+    ):
+        assert line in config
+    onnx.checker.check_model(here / "repository" / "net" / "1" / "model.onnx")
+
+    again = unit_fast(*arguments)
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+
+    second = unit_fast(*arguments, "--new-version", "--json")
+    assert second.exit_code == 0, second.stderr
+    assert json.loads(second.stdout)["path"] == "repository/net/2/model.onnx"
+    assert (here / "repository" / "net" / "config.pbtxt").read_text() == config
+
+
+def test_the_result_says_forms_size_parity_and_speed_and_draws_the_graph(here: Path, bounds: Path, unit_fast) -> None:
+    arguments = ("export", "-m", "model.pt2", "-b", bounds, "-o", "m.onnx", "--graph", "g.svg")
+    wide = {"COLUMNS": "200"}
+
+    shown = unit_fast(*arguments, env=wide)
+    described = json.loads(unit_fast(*arguments, "--json").stdout)
+
+    assert shown.exit_code == 0, shown.stderr
+    for part in ("min", "Min takes any granularity", "MB", "max rel error", "without clamps, ms", "× ("):
+        assert part in shown.stdout
+    assert described["size"] == (here / "m.onnx").stat().st_size
+    assert [speed["batch"] for speed in described["speed"]] == [1, 16]
+    assert all(speed["ratio"] > 0 and speed["plain"]["calls"] >= 5 for speed in described["speed"])
+    assert described["graph"] == "g.svg"
+    picture = (here / "g.svg").read_text()
+    assert picture.count('class="box clamp form-min"') == len(described["sites"]) == 2

@@ -1,21 +1,52 @@
 """``unit-fast export``: model and bounds as an ONNX file that was verified before it appears."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unit_fast.cli import options
 from unit_fast.cli.outputs import check_writable
 from unit_fast.cli.terminal import Terminal
+from unit_fast.cli.triton_server import place, refuse_server_options, server_options
+from unit_fast.errors import BackendUnavailableError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unit_fast.bounds import Bounds
+    from unit_fast.capture import Example
+    from unit_fast.export import ExportReport
+
+GRAPH_ENDINGS = (".svg", ".html")  # of unit_fast.export.picture, which takes a second to import
+_SERVER = "With --layout triton"
+
+
+class Layout(StrEnum):
+    """What is written."""
+
+    FILE = "file"
+    TRITON = "triton"
 
 
 def export(
     model: options.Model,
     bounds: options.BoundsFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.", metavar="FILE")] = Path(
-        "model.onnx"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The ONNX file to write; with --layout triton the model's folder, REPOSITORY/NAME.",
+            metavar="PATH",
+        ),
+    ] = Path("model.onnx"),
     data: options.OptionalData = None,
     input_shape: options.InputShape = None,
     form: Annotated[str, typer.Option(help="How clamps are written: auto, clip (bounds per tensor) or min.")] = "auto",
@@ -27,6 +58,42 @@ def export(
         bool,
         typer.Option("--verify/--no-verify", help="Compare the file in ONNX Runtime with torch before it appears."),
     ] = True,
+    speed: Annotated[
+        bool, typer.Option("--speed/--no-speed", help="Time the file beside the same model without clamps.")
+    ] = True,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="Draw the graph with its clamps marked here (.svg, .html).", metavar="FILE"),
+    ] = None,
+    layout: Annotated[
+        Layout, typer.Option(help="One ONNX file, or a model repository of Triton Inference Server.")
+    ] = Layout.FILE,
+    new_version: Annotated[
+        bool,
+        typer.Option(
+            "--new-version",
+            help="Add a version to a folder that is there, as its config.pbtxt has it.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = False,
+    max_batch_size: Annotated[
+        int | None, typer.Option(help="Largest batch the server makes (32); 0: none.", rich_help_panel=_SERVER)
+    ] = None,
+    preferred_batch_sizes: Annotated[
+        str | None, typer.Option(help="Batches it waits for, such as 8,32.", metavar="NUMBERS", rich_help_panel=_SERVER)
+    ] = None,
+    queue_delay: Annotated[
+        int | None, typer.Option(help="Microseconds a request waits for others (100).", rich_help_panel=_SERVER)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the server runs it: auto, cpu or cuda.", rich_help_panel=_SERVER)
+    ] = None,
+    instances: Annotated[
+        int | None, typer.Option(help="Instances, on a GPU of each (1).", rich_help_panel=_SERVER)
+    ] = None,
+    tensorrt: Annotated[
+        bool, typer.Option("--tensorrt", help="Have the server run it through TensorRT.", rich_help_panel=_SERVER)
+    ] = False,
     weights: options.Weights = None,
     model_args: options.ModelArgs = "{}",
     size: options.Size = None,
@@ -38,21 +105,92 @@ def export(
 ) -> None:
     """Write the sanitised model as an ONNX file, verified in ONNX Runtime."""
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
-    check_writable(output)
+    server = {
+        "max_batch_size": max_batch_size,
+        "preferred_batch_sizes": preferred_batch_sizes,
+        "queue_delay": queue_delay,
+        "device": device,
+        "instances": instances,
+        "tensorrt": tensorrt or None,
+    }
+    if layout is Layout.FILE:
+        refuse_server_options({**server, "new_version": new_version})
+        check_writable(output)
+    if graph is not None:
+        _check_graph(graph, output)
 
     from unit_fast.bounds import Bounds
     from unit_fast.cli.example import example_input
     from unit_fast.cli.models import check_runs, load_model
     from unit_fast.export import export_onnx
 
-    with terminal.warnings_as_notes():
+    with terminal.warnings_as_notes(), _destination(output, layout) as file:
+        config = server_options(server, output, new_version) if layout is Layout.TRITON else None
         learned = Bounds.load(bounds)
         loaded = load_model(model, weights, model_args)
         example = example_input(loaded, data, input_shape, size, mean, std)
         check_runs(loaded, example)
         terminal.note("exporting and verifying" if verify else "exporting")
         report = export_onnx(
-            loaded, learned, output, example_input=example, form=form, precision=precision, opset=opset, verify=verify
+            loaded, learned, file, example_input=example, form=form, precision=precision, opset=opset, verify=verify
         )
+        if layout is Layout.TRITON:
+            report = place(report, output, config, new_version)
         terminal.show(report)
-        terminal.result(report.to_dict())
+        result = report.to_dict()
+        if graph is not None:
+            from unit_fast.export.picture import draw_graph
+
+            draw_graph(report.path, graph, report.sites)
+            terminal.note(f"drew {graph}")
+            result["graph"] = graph
+        if speed:
+            result["speed"] = _show_speed(terminal, report, loaded, learned, example)
+        terminal.result(result)
+
+
+def _check_graph(graph: Path, output: Path) -> None:
+    check_writable(graph, "--graph")
+    if graph.suffix not in GRAPH_ENDINGS:
+        raise DataError(f"--graph {graph}: a picture of the graph ends in {' or '.join(GRAPH_ENDINGS)}")
+    if graph.resolve() == output.resolve():
+        raise DataError(f"--graph {graph} is the file that the model goes to; name another")
+
+
+@contextmanager
+def _destination(output: Path, layout: Layout) -> Iterator[Path]:
+    """Where the file is written: at once where it belongs, or where it is taken into a repository from."""
+    if layout is Layout.FILE:
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="unit-fast-") as folder:
+        yield Path(folder) / "model.onnx"
+
+
+def _show_speed(
+    terminal: Terminal,
+    report: "ExportReport",
+    model: "nn.Module | torch.export.ExportedProgram",
+    bounds: "Bounds",
+    example: "Example",
+) -> list[dict[str, Any]] | None:
+    """Time the file beside the same model exported in float32 with bounds of infinity, which leave no clamps."""
+    import torch
+
+    from unit_fast.export import export_onnx
+    from unit_fast.export.speed import compare_speed, speed_table
+
+    terminal.note("timing it beside the same model without clamps; --no-speed leaves that out")
+    unlimited = replace(bounds, tensors={name: torch.full_like(bound, torch.inf) for name, bound in bounds.items()})
+    try:
+        with tempfile.TemporaryDirectory(prefix="unit-fast-") as folder:
+            plain = Path(folder) / "plain.onnx"
+            export_onnx(model, unlimited, plain, example_input=example, opset=report.opset, verify=False)
+            speeds = compare_speed(report.path, plain)
+    except (BackendUnavailableError, DataError) as error:
+        terminal.warn(f"its speed was not measured: {error}")
+        return None
+    terminal.show(
+        speed_table(speeds, f"{report.precision} file against float32 without clamps, ONNX Runtime on the CPU")
+    )
+    return [speed.to_dict() for speed in speeds]
