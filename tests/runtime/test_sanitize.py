@@ -164,7 +164,7 @@ def test_channel_bounds_take_another_image_size(model):
     torch.testing.assert_close(fast(x), clamped_by_hand(model, bounds, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["triton", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("backend", ["triton", "tensorrt"])
 def test_a_named_backend_that_cannot_run_raises(model, backend):
     with pytest.raises(uf.BackendUnavailableError, match=backend):
         uf.sanitize(model, bounds_of(model), images(1), backend=backend)

@@ -11,6 +11,7 @@ from unit_fast.errors import BackendUnavailableError, UnitFastWarning
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import SiteNote
+from unit_fast.runtime.onnx_session import OnnxSession
 from unit_fast.runtime.program import Program
 
 Backend = Literal["auto", "triton", "onnxruntime", "compile", "eager"]
@@ -38,14 +39,15 @@ class Runner(Protocol):
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """What the model returns, and (N, sites): how many activations lie above their bound."""
 
-    def warmup(self, batch_sizes: Sequence[int]) -> None:
-        """Do now, for these batch sizes, what the first call would have to do."""
+    def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
+        """Do now, for these batch sizes, what the first call (and that of ``monitor``) would have to do."""
 
     def explain(self) -> Sequence[SiteNote]:
         """What runs each site, and why."""
 
 
 RUNNERS: dict[str, type[Runner]] = {
+    "onnxruntime": OnnxSession,
     "compile": Compiled,
     "eager": Eager,
 }

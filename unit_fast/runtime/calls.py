@@ -1,5 +1,6 @@
 """How a model is called: arguments of a wanted batch size, made from the example."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +35,16 @@ class Call:
         rows_of = torch.arange(batch) % self.batch
         return self.map_batched(lambda rows: rows[rows_of.to(rows.device)], batch)
 
-    def to(self, device: torch.device) -> "Call":
-        """The same call with its tensors on ``device``."""
-        args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), (self.args, self.kwargs))
+    def tensors(self) -> list[Tensor]:
+        """Its tensors, in order."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Call":
+        """The same call with ``function`` over every tensor."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))
         return Call(args, kwargs, self.batch)
 
-    def map_batched(self, function: Any, batch: int) -> "Call":
+    def map_batched(self, function: Callable[[Tensor], Tensor], batch: int) -> "Call":
         """The same call with ``function`` over every tensor whose first dimension is the batch."""
 
         def change(leaf: Any) -> Any:

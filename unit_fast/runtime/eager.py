@@ -30,7 +30,7 @@ class Eager:
         output, counts = self._program.counting(*args, **kwargs)
         return output, counts
 
-    def warmup(self, batch_sizes: Sequence[int]) -> None:
+    def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Nothing is there to prepare."""
 
     def explain(self) -> list[SiteNote]:

@@ -1,8 +1,9 @@
 """SanitizedModel: an nn.Module, called as the model it protects."""
 
+import copy
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,19 +11,23 @@ from torch.utils import _pytree as pytree
 
 from unit_fast.bounds import Bounds
 from unit_fast.errors import UnitFastError
-from unit_fast.runtime.backends import RUNNERS, Backend, Runner
+from unit_fast.runtime.backends import RUNNERS, Backend, Runner, choose
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.explain import as_text
 from unit_fast.runtime.program import Program
 
 
 class SanitizedModel(nn.Module):
-    """What :func:`unit_fast.sanitize` returns.
+    """What :func:`unit_fast.sanitize` returns: in evaluation mode always, safe to call from several threads.
+
+    Weights may change (``load_state_dict``, ``.to``, ``.half``, in place): what was compiled for the old ones is then
+    made anew at the next call. A deep copy compiles for itself. Inside ``torch.compile`` and ``torch.export`` it is the
+    plain sanitised graph.
 
     Attributes:
         graph_module: the sanitised graph, the reference that every backend is compared with.
         bounds: the bounds in it, as they were given.
-        backend: what runs it: "triton", "onnxruntime", "compile" or "eager".
+        backend: what runs it: "auto" (on a CPU where it has a choice), "triton", "onnxruntime", "compile" or "eager".
     """
 
     def __init__(
@@ -36,64 +41,105 @@ class SanitizedModel(nn.Module):
         super().__init__()
         self.graph_module = graph_module
         self.bounds = bounds
-        self.backend = backend
+        self._wanted = backend
         self._dtype = dtype
-        self._example = example
-        self._runner: Runner | None = None
+        self._example = example if dtype is None else example.map_tensors(self._cast)
         self._lock = threading.Lock()
+        self._built: tuple[int, Runner] | None = None
+        self._watched = self._watch()
+        self.backend = self._choose()
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Called as the model is; floating-point inputs are cast to the dtype chosen in :func:`sanitize`."""
+        """Called as the model is; floating-point inputs are cast to the dtype chosen in :func:`unit_fast.sanitize`."""
         if self._dtype is not None:
             args, kwargs = pytree.tree_map(self._cast, (args, kwargs))
-        return self._ready()(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.graph_module(*args, **kwargs)
+        return self._runner()(*args, **kwargs)
 
-    def warmup(self, batch_sizes: Iterable[int] = (1,)) -> "SanitizedModel":
-        """Compile for these batch sizes now, so that no request pays for it; returns self.
+    def warmup(self, batch_sizes: Iterable[int] = (1,), *, monitor: bool = False) -> "SanitizedModel":
+        """Do now what the first call of these batch sizes would have to do: compile, verify, measure; returns self.
 
         Args:
-            batch_sizes: positive.
+            batch_sizes: positive. On the CPU all sizes above 1 share what is compiled.
+            monitor: the same for :meth:`monitor`.
 
         Raises:
             UnitFastError: they are no positive whole numbers.
         """
-        self._ready().warmup(_checked_sizes(batch_sizes))
+        self._runner().warmup(_checked_sizes(batch_sizes), monitor)
         return self
 
     def explain(self) -> str:
         """What runs each site, and why, as a table."""
         title = f"{len(self.bounds)} sites, bounds per {self.bounds.granularity}, backend {self.backend}"
-        return as_text(title, self._ready().explain())
+        return as_text(title, self._runner().explain())
+
+    def train(self, mode: bool = True) -> "SanitizedModel":  # noqa: ARG002 - nn.Module's signature
+        """Stays in evaluation mode: capture has removed all that training needs."""
+        return super().train(False)
 
     def extra_repr(self) -> str:
         """Shown by ``print``: backend, granularity and number of bounds."""
         return f"backend={self.backend}, {len(self.bounds)} sites, bounds per {self.bounds.granularity}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy compiles for its own weights.
-        return {**self.__dict__, "_runner": None, "_lock": None}
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SanitizedModel":
+        return self._copy(lambda value: copy.deepcopy(value, memo))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._lock = threading.Lock()
+    def __copy__(self) -> "SanitizedModel":
+        return self._copy(copy.copy)
 
-    def _ready(self) -> Runner:
-        if self._runner is None:
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise UnitFastError(
+            "a sanitised model cannot be pickled: it holds compiled code of this machine, and unpickling would run "
+            "code from a file. Keep the model and the bounds file (bounds.save), and call sanitize() where it is "
+            "loaded; or export it with export_onnx"
+        )
+
+    def _copy(self, copied: Callable[[Any], Any]) -> "SanitizedModel":
+        clone = type(self).__new__(type(self))
+        own = {"_built": None, "_lock": threading.Lock(), "bounds": self.bounds}
+        clone.__dict__.update({name: own[name] if name in own else copied(value) for name, value in vars(self).items()})
+        clone._watched = clone._watch()
+        return clone
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SanitizedModel":
+        # What .to, .half and their like go through.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._example = self._example.map_tensors(fn)
+        if self._dtype is not None:
+            self._dtype = self._weights_dtype()
+        self._watched, self._built = self._watch(), None
+        self.backend = self._choose()
+        return self
+
+    def _runner(self) -> Runner:
+        # Every change in place raises a tensor's version; one sum tells whether any was changed. 3 µs for 60 tensors.
+        version = sum(tensor._version for tensor in self._watched)
+        built = self._built
+        if built is None or built[0] != version:
             with self._lock:
-                if self._runner is None:
-                    self._runner = RUNNERS[self.backend](self._program())
-        return self._runner
+                built = self._built
+                if built is None or built[0] != version:
+                    program = Program(self.graph_module, self.bounds, self._example)
+                    built = self._built = version, RUNNERS[self.backend](program)
+        return built[1]
 
-    def _program(self) -> Program:
-        tensors = [*self.graph_module.parameters(), *self.graph_module.buffers()]
-        example = self._example.to(tensors[0].device)
-        args, kwargs = pytree.tree_map(self._cast, (example.args, example.kwargs))
-        return Program(self.graph_module, self.bounds, Call(args, kwargs, example.batch))
+    def _watch(self) -> list[Tensor]:
+        tensors = (*self.graph_module.parameters(), *self.graph_module.buffers())
+        return [tensor for tensor in tensors if not tensor.is_inference()]  # those keep no version
+
+    def _choose(self) -> Backend:
+        device = next((tensor.device for tensor in (*self._watched, *self._example.tensors())), torch.device("cpu"))
+        return choose(self._wanted, device, self._weights_dtype())
+
+    def _weights_dtype(self) -> torch.dtype:
+        floating = (tensor.dtype for tensor in self.graph_module.parameters() if tensor.is_floating_point())
+        return next(floating, self._dtype or torch.float32)
 
     def _cast(self, leaf: Any) -> Any:
-        floating = self._dtype is not None and isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.to(self._dtype) if floating else leaf
+        return leaf.to(self._dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _checked_sizes(batch_sizes: Any) -> list[int]:

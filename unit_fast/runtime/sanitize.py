@@ -7,7 +7,7 @@ from torch.utils import _pytree as pytree
 from unit_fast.bounds import Bounds, require_bounds
 from unit_fast.capture import Example, call_arguments, capture
 from unit_fast.errors import CaptureError
-from unit_fast.runtime.backends import Backend, choose
+from unit_fast.runtime.backends import Backend
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.model import SanitizedModel
 from unit_fast.sites import find_sites, insert_bounds
@@ -48,6 +48,4 @@ def sanitize(
     graph_module = insert_bounds(captured, {name: bound.to(device) for name, bound in bounds.items()})
     if dtype is not None:
         graph_module = graph_module.to(dtype)
-    weights = (tensor.dtype for tensor in graph_module.parameters() if tensor.is_floating_point())
-    chosen = choose(backend, device, next(weights, torch.float32))
-    return SanitizedModel(graph_module, bounds, chosen, dtype, Call.from_example(example_input))
+    return SanitizedModel(graph_module, bounds, backend, dtype, Call.from_example(example_input))

@@ -1,0 +1,42 @@
+"""Whether a backend computes what the eager reference does, on the inputs it is first given."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+# Largest difference relative to the largest magnitude in the reference. Whole networks sum in other orders than the
+# reference and round at every layer: 1e-6 is usual in float32. What computes something else is wrong by about 1.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def difference(actual: Any, expected: Any) -> str | None:
+    """How ``actual`` differs from ``expected``, in words; None where rounding explains it.
+
+    NaN agrees with NaN. Whole numbers are counts of activations above a bound, where rounding may move a few across it.
+    """
+    pairs = list(zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True))
+    for number, (got, wanted) in enumerate(pairs):
+        if not isinstance(wanted, Tensor):
+            continue
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
+            return f"output {number} is {got.dtype} {tuple(got.shape)}, expected {wanted.dtype} {tuple(wanted.shape)}"
+        if not wanted.numel():
+            continue
+        if not wanted.is_floating_point():
+            moved = int((got.long() - wanted.long()).abs().max())
+            most = 1 + int(wanted.long().abs().max()) // 100
+            if moved > most:
+                return f"output {number} is off by {moved}; expected at most {most}"
+            continue
+        finite = wanted.isfinite()
+        if not torch.equal(got.isnan(), wanted.isnan()):
+            return f"output {number} has NaN in other places"
+        if not bool(finite.any()):
+            continue
+        scale = max(float(wanted[finite].abs().max()), torch.finfo(wanted.dtype).tiny)
+        error, allowed = float((got - wanted)[finite].abs().max()) / scale, TOLERANCES.get(wanted.dtype, 0.0)
+        if not error <= allowed:
+            return f"output {number} is off by {error:.1e} of its largest value; expected at most {allowed:.0e}"
+    return None

@@ -1,0 +1,67 @@
+"""A graph over a flat list of tensors, with the model's own signature around it."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from unit_fast.fusion.rewrite import tidy
+from unit_fast.sites import copy_graph
+
+
+class FlatGraph:
+    """A captured graph, called with and returning flat sequences of tensors.
+
+    Attributes:
+        module: the graph; its placeholders are tensors only, its output is a tuple.
+        batched_inputs: which of its inputs have the batch as their first dimension.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self.module = copy_graph(graph_module)
+        codegen: Any = self.module.graph._codegen
+        self._output_spec = codegen.pytree_info.out_spec
+        placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        self._flatten = _flattener(placeholders, codegen)
+        for node in placeholders:
+            if not _is_tensor(node):  # numbers and None, of which capture has made constants
+                self.module.graph.erase_node(node)
+        shapes = [node.meta["val"].shape for node in placeholders if _is_tensor(node)]
+        self.batched_inputs = [
+            index for index, shape in enumerate(shapes) if shape and isinstance(shape[0], torch.SymInt)
+        ]
+        output = next(node for node in self.module.graph.nodes if node.op == "output")
+        output.args = (tuple(pytree.tree_leaves(output.args[0])),)
+        self.module.graph.set_codegen(fx.graph.CodeGen())
+        tidy(self.module)
+
+    def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors of a call, as they lie, in the order of the graph's inputs."""
+        return list(self._flatten(*args, **kwargs))
+
+    def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The same, each contiguous."""
+        return [tensor.contiguous() for tensor in self.tensors(args, kwargs)]
+
+    def unflatten(self, outputs: Any) -> Any:
+        """What the model returns, from what the graph returns."""
+        return pytree.tree_unflatten(outputs, self._output_spec)
+
+
+def _is_tensor(placeholder: fx.Node) -> bool:
+    return isinstance(placeholder.meta.get("val"), Tensor)
+
+
+def _flattener(placeholders: list[fx.Node], codegen: Any) -> fx.GraphModule:
+    """A graph that takes what the model takes and returns the tensors in it: arguments bind as they do there."""
+    graph = fx.Graph()
+    inputs = [graph.placeholder(str(node.target)) for node in placeholders]
+    tensors = tuple(given for given, node in zip(inputs, placeholders, strict=True) if _is_tensor(node))
+    graph.output(tensors)
+    _, spec = pytree.tree_flatten(list(tensors))
+    own = copy.copy(codegen)
+    own.pytree_info = codegen.pytree_info._replace(out_spec=spec)
+    graph.set_codegen(own)
+    return fx.GraphModule({}, graph, class_name="Flatten")
