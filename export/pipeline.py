@@ -7,10 +7,11 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -19,21 +20,26 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from unit_fast.bounds import Bounds, require_bounds
+from unit_fast.calibration.samples import SampleStore
 from unit_fast.capture import Example, capture
-from unit_fast.errors import ParityError
+from unit_fast.errors import DataError, ParityError
 from unit_fast.export.clean import check_private, name_activations, name_signature, strip
 from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph, flatten_graph
 from unit_fast.export.forms import Clamp, check_form, lower
 from unit_fast.export.parity import check_parity
 from unit_fast.export.provenance import describe, sign
+from unit_fast.export.quantization import IntegerClamp, check_integer_clamps, quantize
 from unit_fast.export.report import ExportReport, SiteReport
 from unit_fast.export.structure import check_structure
 from unit_fast.export.translate import OPSETS, translate
 from unit_fast.files import OutputError, atomic_write
 from unit_fast.sites import find_sites, insert_bounds
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
+INT8_FORMS = ("auto", "min")
+# Fewer say too little of ranges, and of predictions: of 32, one that changes is 3 %.
+FEWEST_SAMPLES = 32
 # A protobuf message holds at most 2 GiB; some of it is left for what is not tensors.
 EXTERNAL_ABOVE = 2**31 - 2**24
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -47,10 +53,18 @@ class Options:
     precision: str
     opset: int
     verify: bool
+    weight_bits: int = 8
 
     def check(self) -> None:
         """Raise ExportError for what is not there."""
         check_form(self.form)
+        if self.precision == "int8" and self.form not in INT8_FORMS:
+            raise ExportError(
+                f"form={self.form!r} is not available in int8, where scales and integers clamp; the forms are: "
+                f"{', '.join(INT8_FORMS)}"
+            )
+        if self.weight_bits not in (7, 8):
+            raise ExportError(f"weight_bits={self.weight_bits!r} is not available; expected 8 or 7")
         if self.precision not in PRECISIONS:
             raise ExportError(
                 f"precision={self.precision!r} is not available; the precisions are: {', '.join(PRECISIONS)}"
@@ -67,12 +81,13 @@ def export(
     path: Path,
     example_input: Example,
     options: Options,
+    calibration_data: Iterable[Any] | None = None,
 ) -> ExportReport:
     """See :func:`unit_fast.export.exporter.export_onnx`; ``options`` have been checked."""
     started = time.perf_counter()
-    with _working_folder(path) as folder:
+    with _working_folder(path) as folder, _calibration_samples(options, calibration_data) as samples:
         sanitised = _sanitised_graph(model, bounds, example_input)
-        return _write(sanitised, bounds, path, example_input, options, folder, started)
+        return _write(sanitised, bounds, path, example_input, options, samples, folder, started)
 
 
 def export_graph(
@@ -81,7 +96,29 @@ def export_graph(
     """Export a sanitised graph as it is, whatever became of its weights; otherwise as :func:`export`."""
     started = time.perf_counter()
     with _working_folder(path) as folder:
-        return _write(sanitised, bounds, path, example_input, options, folder, started)
+        return _write(sanitised, bounds, path, example_input, options, None, folder, started)
+
+
+@contextmanager
+def _calibration_samples(options: Options, calibration_data: Iterable[Any] | None) -> Iterator[SampleStore | None]:
+    """The samples that int8 is fitted to; nothing at other precisions."""
+    if options.precision != "int8":
+        if calibration_data is not None:
+            raise ExportError(f'calibration_data serves precision="int8" only, not {options.precision!r}; leave it out')
+        yield None
+        return
+    if calibration_data is None:
+        raise DataError(
+            'precision="int8" needs calibration_data: batches of (x, y) or x with a few hundred clean samples, such as '
+            "the loader that the bounds were calibrated on"
+        )
+    with SampleStore(calibration_data) as samples:
+        if len(samples) < FEWEST_SAMPLES:
+            raise DataError(
+                f"calibration_data holds {len(samples)} samples; int8 needs at least {FEWEST_SAMPLES}, better a few "
+                "hundred"
+            )
+        yield samples
 
 
 def _write(
@@ -90,13 +127,14 @@ def _write(
     path: Path,
     example_input: Example,
     options: Options,
+    samples: SampleStore | None,
     folder: Path,
     started: float,
 ) -> ExportReport:
     graph = flatten_graph(sanitised, example_input)
     _require_float32(graph)
     exported, site_bounds = translate(graph, options.opset)
-    clamps = lower(exported, site_bounds, options.form)
+    clamps = lower(exported, site_bounds, options.form if samples is None else "min")
     strip(exported)
     name_signature(exported, graph)
     name_activations(exported)
@@ -109,12 +147,20 @@ def _write(
     if options.verify:
         exposed = folder / "exposed.onnx"
         _expose(plain, exposed, clamped)
-        parity, reached = check_parity(graph, plain, exposed, clamped, clamps, options.precision)
+        # int8 is measured against the float32 graph that it is made of, which has to be right first.
+        compared = "fp32" if samples is not None else options.precision
+        parity, reached = check_parity(graph, plain, exposed, clamped, clamps, compared)
+    written: dict[str, Clamp | IntegerClamp] = {clamp.site: clamp for clamp in clamps}
+    accuracy = None
+    if samples is not None:
+        quantized = quantize(exported, graph, clamps, plain, samples, options.weight_bits, data)
+        written |= {clamp.site: clamp for clamp in quantized.integer}
+        accuracy = quantized.accuracy
 
-    sign(exported, describe(bounds, graph, clamps, options.form, options.precision, parity))
+    sign(exported, describe(bounds, graph, [*written.values()], options.form, options.precision, parity, accuracy))
     final = folder / "final.onnx"
     ir.save(exported, final, external_data=data)
-    _check_file(final, clamps, options.opset)
+    _check_file(final, [*written.values()], options.opset)
     size = _publish(final, path, folder / data if data else None)
     return ExportReport(
         path=path,
@@ -127,13 +173,14 @@ def _write(
                 clamp.form,
                 clamp.reason,
                 tuple(bounds[clamp.site].shape),
-                reached.get(clamp.site) if options.verify and clamp.op else None,
+                reached.get(clamp.site) if options.verify else None,
             )
-            for clamp in clamps
+            for clamp in written.values()
         ),
         size=size,
         external_data=path.with_name(data) if data else None,
         parity=parity,
+        accuracy=accuracy,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         seconds=time.perf_counter() - started,
     )
@@ -204,13 +251,16 @@ def _expose(plain: Path, exposed: Path, clamped: dict[str, str]) -> None:
     onnx.save(model, exposed)
 
 
-def _check_file(file: Path, clamps: tuple[Clamp, ...], opset: int) -> None:
+def _check_file(file: Path, clamps: Sequence[Clamp | IntegerClamp], opset: int) -> None:
     try:
         onnx.checker.check_model(file, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ParityError(f"the ONNX checker rejects the exported file: {error}") from error
     model = onnx.load(file)
-    check_structure(model, clamps, opset)
+    integer = [clamp for clamp in clamps if isinstance(clamp, IntegerClamp)]
+    floating = [clamp for clamp in clamps if isinstance(clamp, Clamp)]
+    check_structure(model, floating, opset, [clamp.site for clamp in integer])
+    check_integer_clamps(model, integer)
     check_private(model)
 
 

@@ -12,14 +12,21 @@ import torch
 from unit_fast.bounds import Bounds
 from unit_fast.export.flat import FlatGraph
 from unit_fast.export.forms import Clamp
-from unit_fast.export.report import ParityResult
+from unit_fast.export.quantization import IntegerClamp
+from unit_fast.export.report import Int8Accuracy, ParityResult
 from unit_fast.export.session import STRUCTURE_KEY
 
 PRODUCER = "unit_fast"
 
 
 def describe(
-    bounds: Bounds, graph: FlatGraph, clamps: Sequence[Clamp], form: str, precision: str, parity: ParityResult | None
+    bounds: Bounds,
+    graph: FlatGraph,
+    clamps: Sequence[Clamp | IntegerClamp],
+    form: str,
+    precision: str,
+    parity: ParityResult | None,
+    accuracy: Int8Accuracy | None = None,
 ) -> dict[str, str]:
     """Metadata by key, the same for the same export: no time, no machine, no path."""
     entries: dict[str, Any] = {
@@ -35,6 +42,8 @@ def describe(
         "unit_fast.parity": parity.summary() if parity else "not verified",
         STRUCTURE_KEY: json.dumps(graph.structure),
     }
+    if accuracy is not None:
+        entries["unit_fast.int8"] = accuracy.summary()
     return {key: str(value) for key, value in entries.items()}
 
 

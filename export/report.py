@@ -14,7 +14,8 @@ class SiteReport:
 
     Attributes:
         site: name of the site.
-        form: "clip", "min", …; "none" where the bound is +inf.
+        form: "clip", "min", …; in int8 "scale" where the quantiser saturates at the bound and "integer min" where a
+            Min clamps the integers; "none" where the bound is +inf.
         reason: why that form.
         bound_shape: shape of the stored bound; () for one number a site.
         reached: whether a verification input drove the activation above its bound; None when not verified.
@@ -95,6 +96,41 @@ class ParityResult:
 
 
 @dataclass(frozen=True)
+class Int8Accuracy:
+    """The int8 file against the float32 one, both in ONNX Runtime, on the calibration data.
+
+    Attributes:
+        samples: how many there were.
+        agreement: share of them with the same largest class, in [0, 1]; None for models that give no classes.
+        changed: share of them whose class changed although it led in float32 by more than a tie.
+        limit: the largest ``changed`` that passes.
+        accuracy_before: of float32, in [0, 1]; None without labels or classes.
+        accuracy_after: of int8.
+        signal_to_noise: variance between samples over mean square error, in dB, of the output that has the least.
+    """
+
+    samples: int
+    agreement: float | None
+    changed: float | None
+    limit: float
+    accuracy_before: float | None
+    accuracy_after: float | None
+    signal_to_noise: float
+
+    def summary(self) -> str:
+        """One line; what the file's metadata says."""
+        parts = [f"{self.samples} calibration samples", f"signal to noise {self.signal_to_noise:.1f} dB"]
+        if self.agreement is not None and self.changed is not None:
+            parts.append(
+                f"argmax agreement with float32 {self.agreement:.4f} ({self.changed:.2%} changed that were no ties, "
+                f"limit {self.limit:.0%})"
+            )
+        if self.accuracy_before is not None and self.accuracy_after is not None:
+            parts.append(f"accuracy {self.accuracy_before:.4f} in float32, {self.accuracy_after:.4f} in int8")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What was written, and how it was verified.
 
@@ -106,7 +142,8 @@ class ExportReport:
         sites: one entry a site, in the order in which they run.
         size: bytes of the file and of its external data, if any.
         external_data: the file beside it that holds the tensors of a model above 2 GB.
-        parity: None when verification was turned off.
+        parity: None when verification was turned off. In int8 it is that of the float32 graph before quantising.
+        accuracy: what int8 costs; None at other precisions.
         sha256: of the file.
         seconds: the export took.
     """
@@ -121,6 +158,7 @@ class ExportReport:
     parity: ParityResult | None
     sha256: str
     seconds: float
+    accuracy: Int8Accuracy | None = None
 
     @property
     def forms(self) -> dict[str, str]:
@@ -149,8 +187,9 @@ class ExportReport:
         for site in self.sites:
             shape = "×".join(map(str, site.bound_shape)) or "scalar"
             sites.add_row(site.site, shape, site.form, site.reason, reached[site.reached])
+        int8 = [f"int8: {self.accuracy.summary()}"] if self.accuracy else []
         if self.parity is None:
-            return Group(sites, "[bold]not verified[/bold]: verify=False")
+            return Group(sites, *int8, "[bold]not verified[/bold]: verify=False")
         parity = Table(title=f"torch against {self.parity.runtime}")
         for heading in ("batch", "max abs error", "max rel error", "argmax agreement"):
             parity.add_column(heading, justify="right")
@@ -162,4 +201,4 @@ class ExportReport:
                 f"{max(check.max_rel for check in checks):.2g}",
                 f"{min(check.agreement for check in checks):.4f}",
             )
-        return Group(sites, parity)
+        return Group(sites, *int8, parity)

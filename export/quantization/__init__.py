@@ -1,0 +1,6 @@
+"""int8 with the clamp in the quantisers: uint8 activations, int8 weights per channel, int32 biases, in QDQ form."""
+
+from unit_fast.export.quantization.quantize import Quantized, quantize
+from unit_fast.export.quantization.structure import IntegerClamp, check_integer_clamps
+
+__all__ = ["IntegerClamp", "Quantized", "check_integer_clamps", "quantize"]

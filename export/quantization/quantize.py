@@ -1,0 +1,130 @@
+"""A verified float32 export ⇒ the same graph in int8, its clamps in the quantisers, measured against it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from unit_fast.calibration.samples import SampleStore
+from unit_fast.export.flat import FlatGraph
+from unit_fast.export.forms.form import Clamp
+from unit_fast.export.quantization.accuracy import check_accuracy, measure_accuracy
+from unit_fast.export.quantization.insert import insert_quantizers
+from unit_fast.export.quantization.placement import Placement, Spot, place
+from unit_fast.export.quantization.ranges import Range, collect_ranges
+from unit_fast.export.quantization.scales import Quantizer, for_bound, for_range
+from unit_fast.export.quantization.structure import IntegerClamp, check_integer_clamps
+from unit_fast.export.quantization.tails import activation_after, clamped_result, narrowed
+from unit_fast.export.quantization.verification import check_integers
+from unit_fast.export.report import Int8Accuracy
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What became of the clamps, and what int8 costs.
+
+    Attributes:
+        integer: clamps of the sites that are quantised.
+        floating: clamps of the sites that only float operators read; they stay as they were.
+        accuracy: measured on the calibration data.
+    """
+
+    integer: tuple[IntegerClamp, ...]
+    floating: tuple[Clamp, ...]
+    accuracy: Int8Accuracy
+
+
+def quantize(
+    model: ir.Model,
+    graph: FlatGraph,
+    clamps: Sequence[Clamp],
+    plain: Path,
+    samples: SampleStore,
+    bits: int,
+    data: str | None,
+) -> Quantized:
+    """Bring ``model`` into QDQ form, in place, and verify it in ONNX Runtime.
+
+    Args:
+        model: exported in the ``min`` form.
+        graph: its reference.
+        clamps: of its sites.
+        plain: the same model as a file, in a folder for temporary files.
+        samples: calibration data.
+        bits: of weights, 8 or 7.
+        data: name of a file beside ``plain`` for the tensors of very large models.
+
+    Raises:
+        ParityError: a clamp is not what was planned, an activation exceeds its bound, or int8 costs too much.
+        DataError: the calibration data does not fit the model.
+    """
+    integer = convert(model, clamps, plain, samples, bits)
+    sites = {clamp.site for clamp in integer}
+    floating = tuple(clamp for clamp in clamps if clamp.site not in sites)
+    quantized = plain.with_name("quantized.onnx")
+    ir.save(model, quantized, external_data=data)
+    clamped = check_integer_clamps(onnx.load(quantized), integer)
+    check_integers(graph, quantized, plain.with_name("exposed.onnx"), clamped, integer)
+    accuracy = measure_accuracy(plain, quantized, samples)
+    check_accuracy(accuracy)
+    return Quantized(integer, floating, accuracy)
+
+
+def convert(
+    model: ir.Model, clamps: Sequence[Clamp], plain: Path, samples: SampleStore, bits: int
+) -> tuple[IntegerClamp, ...]:
+    """Bring ``model`` into QDQ form, in place; returns the clamps of all sites that are quantised."""
+    bounds = {clamp.site: clamp.upper for clamp in clamps if clamp.upper is not None}
+    placement = place(model.graph, bounds)
+    own = [spot for spot in placement.spots if not spot.same_as]
+    names = [spot.value.name or "" for spot in own]
+    seen = collect_ranges(plain, names, samples, plain.with_name("watched.onnx"))
+    quantizers = _quantizers(placement, seen, model.opset_imports[""])
+    made = tuple(_describe(spot, quantizers[spot.value], bounds[spot.site]) for spot in own if spot.site is not None)
+    insert_quantizers(model.graph, placement, quantizers, bits)
+    return made
+
+
+def _quantizers(placement: Placement, seen: Mapping[str, Range], opset: int) -> dict[ir.Value, Quantizer]:
+    found: dict[ir.Value, Quantizer] = {}
+    for spot in placement.spots:
+        if spot.same_as:
+            found[spot.value] = _joined([found[value] for value in spot.same_as])
+            continue
+        values = seen[spot.value.name or ""]
+        if spot.bound is None:
+            found[spot.value] = for_range(values.lower, values.upper)
+        else:
+            lower = 0.0 if spot.rectified else values.lower
+            found[spot.value] = for_bound(spot.bound, lower, values.upper, per_unit=spot.bound.size > 1)
+    for spot in placement.spots:
+        activation = activation_after(spot)
+        if spot.same_as or spot.bound is not None or activation is None:
+            continue
+        result = found.get(clamped_result(activation))
+        if result is not None:
+            values = narrowed(activation, opset, seen[spot.value.name or ""], result)
+            found[spot.value] = for_range(values.lower, values.upper)
+    return found
+
+
+def _joined(parts: Sequence[Quantizer]) -> Quantizer:
+    first = parts[0]
+    if all(part.scale == first.scale and part.zero_point == first.zero_point for part in parts):
+        return Quantizer(first.scale, first.zero_point)
+    ends = [(float(part.value(np.uint8(0))), float(part.value(np.uint8(255)))) for part in parts]
+    return for_range(min(lower for lower, _ in ends), max(upper for _, upper in ends))
+
+
+def _describe(spot: Spot, quantizer: Quantizer, bound: np.ndarray) -> IntegerClamp:
+    assert spot.site is not None
+    if quantizer.limit is not None:
+        reason = f"bounds of {bound.size} units, and one scale" if bound.size > 1 else "no scale ends at the bound"
+    elif quantizer.largest < bound.min():
+        reason = "the scale; it ends where the calibration data does, as the bound lies far above"
+    else:
+        reason = "the scale is the bound"
+    return IntegerClamp(spot.site, quantizer, bound, reason)
