@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,15 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "unit_fast")},
+        "versions": {name: _version(name) for name in ("torch", "triton", "unit_fast")},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # Triton where there is none; unit_fast run from a checkout
+        return None
 
 
 def _processor() -> str:
@@ -36,10 +43,10 @@ def _processor() -> str:
     )
 
 
-def write_results(name: str, figures: Any) -> Path:
-    """Write ``figures`` to ``results/<name>.json`` with the environment they were measured in."""
+def write_results(name: str, figures: Any, folder: Path = RESULTS) -> Path:
+    """Write ``figures`` to ``<folder>/<name>.json`` with the environment they were measured in."""
     text = json.dumps({"environment": environment(), "figures": figures}, indent=1, sort_keys=True) + "\n"
-    return atomic_write(RESULTS / f"{name}.json", lambda temporary: temporary.write_text(text))
+    return atomic_write(folder / f"{name}.json", lambda temporary: temporary.write_text(text))
 
 
 def read_results(name: str) -> Any:

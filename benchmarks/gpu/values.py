@@ -1,0 +1,206 @@
+"""Part "values": every shipped configuration × dtype × shapes against the reference; lists those that differ.
+
+Results are compared with the reference in float64. Memory is filled with NaN before a kernel writes to it, so an
+element never written shows. Every case runs in a process that may die without ending the sweep. Two controls that must
+come out wrong show that the sweep can see what it looks for.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.pool import Outcome, run_tasks
+from benchmarks.gpu.session import Session
+from benchmarks.gpu.value_cases import Dtype, ValueCase, controls, value_cases
+from unit_fast.kernels import backward, conv2d, linear, pointwise, reference
+from unit_fast.kernels.agreement import error, tolerance_of
+from unit_fast.kernels.checks import conv_size
+from unit_fast.kernels.configs import architecture
+from unit_fast.kernels.layout import pack_bound, pack_weight
+
+TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
+TASK_SECONDS = 60.0  # one compilation takes up to 8 s, more when all cores compile
+
+
+def measure(session: Session) -> list[str]:
+    """Run the sweep and write what differs, what failed, and the largest error of each kernel."""
+    figures = sweep(session, cases_of(session))
+    wrong = [
+        f"{row['case']}: {row.get('error', row.get('failure'))}" for row in figures["differing"] + figures["failed"]
+    ]
+    agreeing = sum(kernel["agreeing"] for kernel in figures["kernels"].values())
+    return [f"{agreeing} of {figures['cases']} cases agree, {len(figures['differing'])} differ", *wrong[:40]]
+
+
+def cases_of(session: Session) -> list[ValueCase]:
+    """All cases of the device's architecture; in a dry run the smallest of each configuration."""
+    if not session.dry_run:
+        major, minor = torch.cuda.get_device_capability()
+        dtypes: tuple[Dtype, ...] = ("fp16", "bf16", "fp32", "tf32")
+        return value_cases(architecture(major * 10 + minor), dtypes)
+    smallest: dict[object, ValueCase] = {}
+    for case in sorted(value_cases(90, ("fp16",)), key=ValueCase.size, reverse=True):
+        smallest[case.operator, case.config, case.weight[2:] == (1, 1)] = case
+    return list(smallest.values())
+
+
+def sweep(session: Session, cases: list[ValueCase]) -> dict[str, Any]:
+    """The figures of ``cases`` and the controls, written as they come.
+
+    Raises:
+        RuntimeError: a control came out right.
+    """
+    started = time.monotonic()
+    figures: dict[str, Any] = {"complete": False, "cases": len(cases), "differing": [], "failed": [], "kernels": {}}
+    rows: list[dict[str, Any]] = []
+    caught: dict[str, str] = {}
+    wrong_on_purpose = controls()
+    tasks = [*wrong_on_purpose, *cases]
+    arguments = {"workers": session.workers, "task_seconds": TASK_SECONDS, "deadline": session.deadline}
+    for outcome in run_tasks("benchmarks.gpu.values:compare", tasks, **arguments):
+        if outcome.task in wrong_on_purpose:
+            caught[outcome.task.fault] = _verdict(outcome)
+        else:
+            rows.append(_row(outcome))
+        session.write_sometimes("values", figures | _summary(rows) | {"controls": caught})
+    figures |= _summary(rows) | {"controls": caught, "seconds": time.monotonic() - started}
+    figures["complete"] = len(rows) == len(cases) and len(caught) == len(wrong_on_purpose)
+    session.write("values", figures)
+    if missed := [fault for fault, verdict in caught.items() if verdict == "agrees"]:
+        raise RuntimeError(f"the sweep is blind: what was done wrong on purpose came out right: {', '.join(missed)}")
+    return figures
+
+
+def _verdict(outcome: Outcome) -> str:
+    if outcome.failure:
+        return "failed"
+    return "agrees" if outcome.result["error"] <= outcome.result["tolerance"] else "differs"
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    case: ValueCase = outcome.task
+    row = {"case": case.name, "operator": case.operator, "dtype": case.dtype, "verdict": _verdict(outcome)}
+    return row | (outcome.result or {"failure": outcome.failure})
+
+
+def _summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Differing and failed rows whole; of the others the number and the largest error, by kernel and dtype."""
+    rows = sorted(rows, key=lambda row: str(row["case"]))
+    kernels: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["verdict"] == "agrees":
+            kernel = kernels.setdefault(f"{row['operator']} {row['dtype']}", {"agreeing": 0, "largest_error": 0.0})
+            kernel["agreeing"] += 1
+            kernel["largest_error"] = max(kernel["largest_error"], row["error"])
+    chosen = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in ("differs", "failed")}
+    return {"done": len(rows), "differing": chosen["differs"], "failed": chosen["failed"], "kernels": kernels}
+
+
+def compare(case: ValueCase) -> dict[str, float | str]:
+    """Run one case: its error against float64, as ``agreement.error`` has it, and what would be tolerated."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    warnings.filterwarnings("ignore", message=".*deterministic", category=UserWarning)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # new memory is filled with NaN
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
+    if case.fault == "crash":
+        os._exit(3)
+    operands = _operands(case, device)
+    found, exact = _results(case, operands)
+    products = case.operator in ("linear", "conv2d") and device == "cuda" and not _grouped(case)
+    precision = {"fp32": "tf32x3", "tf32": "tf32"}.get(case.dtype, "ieee") if products else "ieee"
+    largest = max(error(a, e) for a, e in zip(found, exact, strict=True))
+    if device == "cuda":
+        torch.cuda.synchronize()  # a fault belongs to the case that caused it
+    return {"error": largest, "tolerance": tolerance_of(TORCH_DTYPE[case.dtype], precision)}
+
+
+def _grouped(case: ValueCase) -> bool:
+    return case.groups == case.x[1]  # depthwise: multiply-adds in float32, no tensor cores
+
+
+def _operands(case: ValueCase, device: str) -> dict[str, Tensor | None]:
+    """Random operands of unit variance, laid out as the kernels read them; about a fifth of the outputs saturate."""
+    generator = torch.Generator(device).manual_seed(0)
+    dtype = TORCH_DTYPE[case.dtype]
+
+    def draw(shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(shape, generator=generator, device=device)).to(dtype)
+
+    x = draw(case.x)
+    layout = torch.channels_last if len(case.x) == 4 and not case.nchw else torch.contiguous_format
+    x = x.contiguous(memory_format=layout)
+    out: tuple[int, ...] = case.x
+    weight = None
+    if case.weight:
+        weight = draw(case.weight, torch.Size(case.weight[1:]).numel() ** -0.5)
+        out = (*case.x[:-1], case.weight[0])
+    if case.operator == "conv2d":
+        weight = pack_weight(weight, case.groups) if weight is not None else None
+        sizes = (case.x[2:], case.weight[2:], case.stride, case.padding, case.dilation)
+        out = (case.x[0], case.weight[0], *(conv_size(*axis) for axis in zip(*sizes, strict=True)))
+    sample = out[1:]
+    channel = (sample[0], 1, 1) if len(sample) == 3 else sample[-1:]
+    bounds = {"none": None, "tensor": (), "channel": channel, "neuron": sample}
+    bound_shape = bounds[case.bound]
+    bias_shape = channel if case.operator == "epilogue" else channel[:1]
+    return {
+        "x": x,
+        "weight": weight,
+        "bias": draw(bias_shape) if case.bias else None,
+        "residual": draw(out).contiguous(memory_format=layout) if case.residual else None,
+        "bound": None if bound_shape is None else pack_bound(draw(bound_shape).abs() + 0.3),
+    }
+
+
+def _results(case: ValueCase, operands: dict[str, Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+    """What the kernel gives, and what is right, in float64."""
+    x, bound = operands["x"], operands["bound"]
+    assert x is not None, "every case has an input"
+    exact = {name: None if operand is None else operand.double() for name, operand in operands.items()}
+    if case.operator == "clamp_bound_backward":
+        assert bound is not None, "the backward is that of a bound"
+        grad = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(1), device=x.device).to(x)
+        grad = grad.contiguous(memory_format=reference.memory_format_of(x))
+        inputs = [operand.requires_grad_() for operand in (exact["x"], exact["bound"]) if operand is not None]
+        truth = list(torch.autograd.grad(reference.clamp_bound_ref(*inputs), inputs, grad.double()))
+        found = list(backward.clamp_bound_backward(grad, x, bound))
+        sums = x.numel() // max(bound.numel(), 1)  # a bound's gradient is a sum: scaled to unit variance
+        found[1], truth[1] = found[1] / sums**0.5, truth[1] / sums**0.5
+        return found, truth
+    launch, of_reference = _functions(case)
+    truth = [of_reference(*exact.values())]
+    if case.fault == "short sum":
+        operands["x"] = torch.cat([x[..., :-16], torch.zeros_like(x[..., -16:])], dim=-1)
+    counts = torch.zeros(case.x[0], dtype=torch.int32, device=x.device) if case.counts else None
+    found = [launch(*operands.values(), counts=counts)]
+    if counts is not None and bound is not None:
+        unclamped = launch(*{**operands, "bound": None}.values(), counts=None)
+        same = counts == (unclamped > bound).flatten(1).sum(1)  # exactly
+        found.append(same.double())
+        truth.append(torch.ones_like(found[-1]))
+    return found, truth
+
+
+def _functions(case: ValueCase) -> tuple[Any, Any]:
+    """The launcher and the reference, as functions of the operands."""
+    if case.operator == "epilogue":  # it has a scale where the products have a weight
+        return (
+            lambda *tensors, counts: pointwise.epilogue(*tensors, case.act, counts=counts, config=case.config),
+            lambda *tensors: reference.epilogue_ref(*tensors, case.act),
+        )
+    if case.operator == "linear":
+        return (
+            lambda *tensors, counts: linear.linear(*tensors, case.act, counts=counts, config=case.config),
+            lambda *tensors: reference.linear_ref(*tensors, case.act),
+        )
+    options = (case.stride, case.padding, case.dilation, case.groups, case.act)
+    return (
+        lambda *tensors, counts: conv2d.conv2d(*tensors, *options, counts=counts, config=case.config),
+        lambda *tensors: reference.conv2d_ref(*tensors, *options),
+    )

@@ -1,0 +1,89 @@
+"""The layers part: shrunken layers stay layers, wrong candidates are not timed, totals count every occurrence."""
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu import layers
+from benchmarks.gpu.layers import Measurement, operands, shrunken, timed, verify
+from benchmarks.shapes import Layer
+from unit_fast.kernels.dispatch.candidates import Candidate
+
+POINT = Layer("conv2d", (256, 56, 56), (64, 256, 1, 1), (64, 56, 56), act="relu", bounded=True)
+STEM = Layer("conv2d", (3, 224, 224), (64, 3, 7, 7), (64, 112, 112), (2, 2), (3, 3), act="relu", bounded=True)
+DEPTHWISE = Layer(
+    "conv2d", (96, 112, 112), (96, 1, 3, 3), (96, 56, 56), (2, 2), (1, 1), groups=96, act="relu6", bounded=True
+)
+MLP = Layer("linear", (197, 3072), (768, 3072), (197, 768), residual=True)
+ALL = {"point": POINT, "stem": STEM, "depthwise": DEPTHWISE, "mlp": MLP}
+
+
+@pytest.mark.parametrize("layer", ALL.values(), ids=ALL)
+def test_shrunken_layers_are_small_and_fit_together(layer):
+    small = shrunken(layer)
+    task = Measurement(small, 2, dry_run=True)
+    given = operands(task, 0)
+    y = layers.eager(small, given)
+    assert y.shape == (2, *small.out_sample)
+    assert y.numel() < 10_000
+    assert (small.stride, small.act, small.residual) == (layer.stride, layer.act, layer.residual)
+    assert set(verify(task).values()) == {""}
+
+
+def test_library_stands_for_the_product_and_its_bias_alone():
+    small = shrunken(POINT)
+    given = operands(Measurement(small, 2, dry_run=True), 0)
+    assert torch.equal(layers.library(small, given), F.conv2d(given.x, given.weight, given.bias))
+    assert given.bound is not None
+    clamped = layers.eager(small, given)
+    assert (clamped == given.bound).any()
+    assert (clamped <= given.bound).all()
+
+
+def test_a_wrong_candidate_is_dropped_and_not_timed(monkeypatch):
+    task = Measurement(shrunken(POINT), 2, dry_run=True)
+
+    def wrong(*arguments: object) -> torch.Tensor:
+        y = layers.REFERENCES["conv2d"](*arguments)
+        y[0, 0, 0, 0] += 1
+        return y
+
+    def unwritten(*arguments: object) -> torch.Tensor:
+        y = layers.REFERENCES["conv2d"](*arguments)
+        return torch.empty_like(y)
+
+    def refused(*_: object) -> torch.Tensor:
+        raise ValueError("not for this shape")
+
+    made = {"wrong": wrong, "unwritten": unwritten, "refused": refused}
+    every = [Candidate(name, "triton", call) for name, call in made.items()]
+    every.append(Candidate("library", "library", layers.REFERENCES["conv2d"]))
+    monkeypatch.setattr(layers, "candidates_for", lambda *_: every)
+    verdicts = verify(task)
+    assert verdicts["wrong"].startswith("wrong by up to")
+    assert verdicts["unwritten"] == "left elements unwritten, or NaN"
+    assert verdicts["refused"] == "ValueError: not for this shape"
+    assert verdicts["library"] == ""
+    found = timed(replace(task, verified=("library",)))
+    assert set(found["providers"]) == {"library", "eager", "epilogue"}
+    assert found["configurations"] == {}
+
+
+def test_totals_count_every_occurrence_and_take_the_faster_of_ours():
+    def row(batch, networks, **medians):
+        return {"batch": batch, "networks": networks, "providers": {k: {"median": v} for k, v in medians.items()}}
+
+    rows = [
+        row(1, {"a": 2, "b": 1}, library=100.0, eager=400.0, epilogue=200.0, fused=300.0),
+        row(1, {"a": 1}, library=1000.0, eager=4000.0, epilogue=2000.0),
+        row(1, {"a": 1}, library=1.0),  # not all were timed
+    ]
+    assert layers._totals(rows) == [
+        "a batch 1: library 1.200 ms, eager 4.800 ms, epilogue 2.400 ms, best of ours 2.400 ms",
+        "b batch 1: library 0.100 ms, eager 0.400 ms, epilogue 0.200 ms, best of ours 0.200 ms",
+    ]
