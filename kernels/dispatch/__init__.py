@@ -6,9 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
-from unit_fast.kernels.dispatch.dispatcher import dispatcher_for
+from unit_fast.kernels.dispatch.dispatcher import Choice, Dispatcher, Policy, dispatcher_for, tuning
+from unit_fast.kernels.dispatch.environment import interpreting
+from unit_fast.kernels.dispatch.store import DispatchWarning
 
-__all__ = ["dispatcher_for", "run_conv2d", "run_epilogue", "run_linear"]
+__all__ = [
+    "Choice",
+    "DispatchWarning",
+    "Dispatcher",
+    "Policy",
+    "dispatcher_for",
+    "interpreting",
+    "run_conv2d",
+    "run_epilogue",
+    "run_linear",
+    "tuning",
+]
 
 
 def run_epilogue(*args: Any, counts: Tensor | None = None) -> Tensor:

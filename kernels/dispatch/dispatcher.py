@@ -72,7 +72,7 @@ class Choice:
         """The reason, in a few words."""
         own = self.microseconds.get(self.candidate.name)
         if own is None:
-            return {"default": "not measured yet", "only": "nothing else can"}.get(self.source, self.source)
+            return {"default": "verified, not measured", "only": "nothing else can"}.get(self.source, self.source)
         others = {name: time for name, time in self.microseconds.items() if name != self.candidate.name}
         where = {"cache": "measured before", "table": "shipped table"}.get(self.source, "measured")
         if not others:

@@ -116,7 +116,7 @@ class Store:
     def _read(self) -> dict[str, Record]:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError) as error:
             self._warn(f"the measurements in {self.path} cannot be read ({error}); they are made again")

@@ -1,0 +1,83 @@
+"""A verification sees what goes wrong in kernels: a wrong tap, an unwritten tile, a lost clamp, a wrong dtype."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unit_fast.kernels.dispatch.candidates import Candidate
+from unit_fast.kernels.dispatch.problem import Problem, complete
+from unit_fast.kernels.dispatch.verify import TOLERANCE, difference, expected, random_operands
+from unit_fast.kernels.reference import conv2d_ref
+
+CPU = torch.device("cpu")
+ARGS = (torch.zeros(2, 8, 9, 9), torch.zeros(8, 8, 3, 3), torch.zeros(8), None, torch.zeros(8, 9, 9), (1, 1), (1, 1))
+
+
+def posed(dtype):
+    args = [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in ARGS]
+    problem = Problem.of("conv2d", complete("conv2d", args))
+    operands = random_operands(problem, CPU)
+    return problem, operands, expected(problem, operands)
+
+
+def found(call, dtype=torch.float16):
+    problem, operands, truth = posed(dtype)
+    return difference(problem, Candidate("under test", "triton", call), operands, truth)
+
+
+def shifted(x, weight, *rest):
+    return conv2d_ref(x, weight.flip(-1), *rest)
+
+
+def without_padding(x, *rest):
+    y = conv2d_ref(x, *rest)
+    y[..., 0] = 0
+    return y
+
+
+def unwritten(x, *rest):
+    y = conv2d_ref(x, *rest)
+    y[-1, :, -1, -1] = float("nan")
+    return y
+
+
+def unclamped(x, weight, bias, residual, _bound, *rest):
+    return conv2d_ref(x, weight, bias, residual, None, *rest)
+
+
+def without_bias(x, weight, _bias, *rest):
+    return conv2d_ref(x, weight, None, *rest)
+
+
+def bound_of_another_layout(x, weight, bias, residual, bound, *rest):
+    return conv2d_ref(x, weight, bias, residual, bound.transpose(1, 2), *rest)
+
+
+@pytest.mark.parametrize(
+    "wrong", [shifted, without_padding, unwritten, unclamped, without_bias, bound_of_another_layout]
+)
+def test_what_kernels_get_wrong_is_seen(wrong):
+    assert "values are wrong" in found(wrong)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_rounding_is_no_difference(dtype):
+    assert found(conv2d_ref, dtype) is None
+
+    def rounded_twice(x, weight, bias, _residual, bound, *rest):
+        y = F.conv2d(x, weight, None, *rest[:4]) + bias[:, None, None]
+        return torch.minimum(y, bound)
+
+    assert found(rounded_twice, dtype) is None
+
+
+def test_another_dtype_or_shape_is_a_difference():
+    assert "expected torch.float16" in found(lambda *args: conv2d_ref(*args).float())
+    assert "expected torch.float16 (2, 8, 9, 9)" in found(lambda *args: conv2d_ref(*args)[:1])
+
+
+def test_operands_are_the_same_in_every_process_and_lie_as_they_should():
+    problem, operands, _ = posed(torch.float16)
+    again = random_operands(problem, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(operands, again, strict=True) if isinstance(a, torch.Tensor))
+    assert Problem.of("conv2d", operands) == problem

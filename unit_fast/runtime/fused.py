@@ -1,0 +1,171 @@
+"""The "triton" backend: the fused graph, each operator by whatever was measured fastest, replayed as a CUDA graph."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unit_fast.errors import BackendUnavailableError, ParityError
+from unit_fast.runtime.agreement import difference
+from unit_fast.runtime.cuda_graphs import GraphCache, cuda_graphs
+from unit_fast.runtime.explain import SiteNote
+from unit_fast.runtime.kernel_graph import KernelCall, KernelGraph
+from unit_fast.runtime.program import Program
+
+if TYPE_CHECKING:
+    from unit_fast.kernels.dispatch import Dispatcher
+
+_logger = logging.getLogger(__name__)
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LEAST_CAPABILITY = (8, 0)  # the oldest the kernels are compiled for in the tests
+
+
+class Fused:
+    """Runs the sanitised graph fused (``fusion``), in channels_last, by the kernels that ``dispatch`` chooses.
+
+    ``sanitize`` gives it to GPUs only. Made by hand it runs on a CPU too: by the references, or, where TRITON_INTERPRET
+    is set, in Triton's interpreter, without CUDA graphs and without measuring, for tests.
+    """
+
+    def __init__(self, program: Program, dispatcher: "Dispatcher | None" = None) -> None:
+        self._program = program
+        self._device = next(tensor.device for tensor in program.example.tensors())
+        self._dispatcher = dispatcher if dispatcher is not None else _dispatcher(self._device)
+        self._lock = threading.Lock()
+        self._plain = self._way(counting=False)
+        self._counting: _Way | None = None
+
+    @classmethod
+    def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why the kernels cannot run on ``device`` in ``dtype``."""
+        if find_spec("triton") is None:
+            return "Triton is not installed; install the triton that belongs to this torch"
+        if dtype not in _DTYPES:
+            return f"the kernels take float16, bfloat16 and float32, not {dtype}; choose one as dtype="
+        if device.type != "cuda" or torch.version.cuda is None:
+            return f"the kernels are made for NVIDIA GPUs, not for {device}; use 'compile' or 'eager'"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < LEAST_CAPABILITY:
+            return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 or newer"
+        return None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output."""
+        return self._plain.run(args, kwargs)
+
+    def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """The model's output, and the number of activations above their bound, (N, sites): of the same pass."""
+        output, counts = self._monitoring().run(args, kwargs)
+        return output, counts
+
+    def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
+        """Measure, verify, compile and capture for these batch sizes.
+
+        Raises:
+            ParityError: the fused graph does not give what the sanitised graph gives.
+        """
+        ways = [self._plain, *([self._monitoring()] if monitor else [])]
+        for size in sorted(set(batch_sizes), reverse=True):  # the largest first: its memory serves the others
+            call = self._program.example.of_size(size)
+            for way in ways:
+                way.warm(call.args, call.kwargs, size)
+
+    def explain(self) -> list[SiteNote]:
+        """Every fused operator with a clamp: what is in it, what runs it at each batch size, and why."""
+        return [_note(call) for call in self._plain.graph.calls if call.site is not None]
+
+    def _monitoring(self) -> "_Way":
+        if self._counting is None:
+            with self._lock:
+                if self._counting is None:
+                    self._counting = self._way(counting=True)
+        return self._counting
+
+    def _way(self, counting: bool) -> "_Way":
+        graph = KernelGraph(self._program.module, self._dispatcher, counting)
+        graphs = cuda_graphs(graph, graph.flat.batched_inputs, self._device) if self._device.type == "cuda" else None
+        reference = partial(_flat_reference, self._program, counting)
+        return _Way(graph, graphs, self._device, reference, counting)
+
+
+class _Way:
+    """One graph with its CUDA graphs: that of the output, or that which also counts."""
+
+    def __init__(
+        self,
+        graph: KernelGraph,
+        graphs: GraphCache | None,
+        device: torch.device,
+        reference: Callable[..., Any],
+        counting: bool,
+    ) -> None:
+        self.graph = graph
+        self._graphs = graphs
+        self._device = device
+        self._reference = reference
+        self._counting = counting
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = self.graph.flat.tensors(args, kwargs)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _device_guard(self._device):
+            outputs = (self._graphs or self.graph)(tensors)
+        if not self._counting:
+            return self.graph.flat.unflatten(outputs)
+        return self.graph.flat.unflatten(outputs[:-1]), outputs[-1]
+
+    def warm(self, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> None:
+        tensors = self.graph.flat.tensors(args, kwargs)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _device_guard(self._device):
+            self.graph.tune(tensors, size)
+            if self._graphs is not None:
+                self._graphs.warm(tensors)
+            found = difference(self.run(args, kwargs), self._reference(*args, **kwargs))
+        if found is not None:
+            raise ParityError(
+                f"the fused graph does not agree with the sanitised graph at batch size {size}: {found}. "
+                "Use backend='compile' or 'eager', and report the model"
+            )
+
+
+def _flat_reference(program: Program, counting: bool, *args: Any, **kwargs: Any) -> Any:
+    return (program.counting if counting else program.module)(*args, **kwargs)
+
+
+def _device_guard(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _dispatcher(device: torch.device) -> "Dispatcher":
+    from unit_fast.kernels.dispatch import dispatcher_for
+
+    try:
+        return dispatcher_for(device)
+    except ValueError as error:
+        raise BackendUnavailableError(str(error)) from error
+
+
+def _note(call: KernelCall) -> SiteNote:
+    assert call.site is not None, "only clamps have sites"
+    fused = " + ".join(call.fused)
+    if not call.choices:
+        return SiteNote(call.site, fused, "chosen when it is called", "warmup() has not run: nothing was measured")
+    choices = sorted(call.choices.items())
+    runs = _by_batch([(batch, choice.candidate.name) for batch, choice in choices])
+    return SiteNote(call.site, fused, runs, _by_batch([(batch, choice.why) for batch, choice in choices]))
+
+
+def _by_batch(said: Sequence[tuple[int, str]]) -> str:
+    """What is said of each batch size, once where it is the same: "batch 1, 32: this; batch 256: that"."""
+    sizes: dict[str, list[str]] = {}
+    for batch, text in said:
+        sizes.setdefault(text, []).append(str(batch))
+    if len(sizes) == 1:
+        return said[0][1]
+    return "; ".join(f"batch {', '.join(batches)}: {text}" for text, batches in sizes.items())

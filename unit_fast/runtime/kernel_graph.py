@@ -1,0 +1,140 @@
+"""The fused graph as it is run: its operators called through the dispatcher, with or without counting saturation."""
+
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from unit_fast.fusion.fuse import fuse
+from unit_fast.fusion.rewrite import tidy
+from unit_fast.runtime.flat import FlatGraph
+from unit_fast.runtime.packing import pack_constants
+from unit_fast.runtime.program import clamp_nodes
+
+if TYPE_CHECKING:
+    from unit_fast.kernels.dispatch import Choice, Dispatcher
+
+_OPERATORS = {
+    torch.ops.unit_fast.conv2d.default: "conv2d",
+    torch.ops.unit_fast.linear.default: "linear",
+    torch.ops.unit_fast.epilogue.default: "epilogue",
+}
+
+
+class KernelCall(nn.Module):
+    """One operator of the fused graph.
+
+    Attributes:
+        site: whose clamp it holds; None for one without.
+        fused: the operators it does the work of.
+        choices: what runs it, by batch size, as far as it was warmed up.
+    """
+
+    def __init__(self, node: fx.Node, dispatcher: "Dispatcher") -> None:
+        super().__init__()
+        self.site: str | None = node.meta.get("site")
+        self.fused: tuple[str, ...] = node.meta["fused"]
+        self.choices: dict[int, Choice] = {}
+        self._operator: Any = _OPERATORS[node.target]  # type: ignore[index]
+        self._dispatcher = dispatcher
+
+    def forward(self, *args: Any, counts: Tensor | None = None) -> Tensor:
+        """Compute it."""
+        return self._dispatcher.run(self._operator, args, counts)
+
+    def tune(self, args: Sequence[Any], batch: int) -> None:
+        """Choose what runs such a call from now on, by measurement if none is known."""
+        from unit_fast.kernels.dispatch import tuning
+
+        with tuning():
+            self.choices[batch] = self._dispatcher.choose(self._operator, args)
+
+
+class KernelGraph:
+    """A sanitised graph, fused and packed, over a flat sequence of tensors.
+
+    Args:
+        module: the sanitised graph; it stays as it is.
+        dispatcher: of the device it is on.
+        counting: whether it also returns, last, how many activations lie above their bound: (N, sites) int64, the sites
+            in the order in which they run.
+    """
+
+    def __init__(self, module: fx.GraphModule, dispatcher: "Dispatcher", counting: bool = False) -> None:
+        fused = fuse(module)
+        pack_constants(fused)
+        self.flat = FlatGraph(fused)
+        self._graph = self.flat.module
+        self.calls = _with_kernel_calls(self._graph, dispatcher)
+        if counting:
+            _count(self._graph, [node.meta["site"] for node in clamp_nodes(module)])
+        tidy(self._graph)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The graph's outputs; maps of four dimensions run as channels_last."""
+        outputs: tuple[Tensor, ...] = self._graph(*(as_channels_last(tensor) for tensor in tensors))
+        return outputs
+
+    def tune(self, tensors: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
+        """Run once, choosing for every operator what shall run it at this batch size."""
+        calls = {id(call): call for call in self.calls}
+
+        class Tuner(fx.Interpreter):
+            def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+                call = calls.get(id(self.fetch_attr(target)))
+                if call is not None:
+                    call.tune(args, batch)
+                return super().call_module(target, args, kwargs)
+
+        outputs: tuple[Tensor, ...] = Tuner(self._graph).run(*(as_channels_last(tensor) for tensor in tensors))
+        return outputs
+
+
+def as_channels_last(tensor: Tensor) -> Tensor:
+    """A map (N, C, H, W) with its channels innermost in memory; anything else as it is."""
+    is_map = tensor.ndim == 4 and tensor.is_floating_point()
+    return tensor.contiguous(memory_format=torch.channels_last) if is_map else tensor
+
+
+def _with_kernel_calls(graph_module: fx.GraphModule, dispatcher: "Dispatcher") -> list[KernelCall]:
+    """Let the dispatcher run every operator of ours; torch's own dispatch and its checks are left out that way."""
+    calls = []
+    for node in list(graph_module.graph.nodes):
+        if node.target not in _OPERATORS:
+            continue
+        call = KernelCall(node, dispatcher)
+        calls.append(call)
+        path = f"kernels_{len(calls)}"
+        graph_module.add_submodule(path, call)
+        with graph_module.graph.inserting_before(node):
+            replacement = graph_module.graph.call_module(path, node.args)
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+        graph_module.graph.erase_node(node)
+    return calls
+
+
+def _new_counts(tensor: Tensor, sites: int) -> Tensor:
+    return torch.zeros((sites, tensor.shape[0]), dtype=torch.int32, device=tensor.device)
+
+
+def _by_sample(counts: Tensor) -> Tensor:
+    return counts.t().long()
+
+
+def _count(graph_module: fx.GraphModule, sites: Sequence[str]) -> None:
+    """Give every clamp's kernel a row of counts to add to, and return them all."""
+    graph = graph_module.graph
+    holders = {node.meta["site"]: node for node in graph.nodes if node.op == "call_module" and "site" in node.meta}
+    first = next(node for node in graph.nodes if node.op == "call_module")
+    with graph.inserting_before(first):
+        counts = graph.call_function(_new_counts, (first.args[0], len(sites)))
+    for row, site in enumerate(sites):
+        node = holders[site]
+        with graph.inserting_before(node):
+            node.kwargs = {"counts": graph.call_function(operator.getitem, (counts, row))}
+    output = next(node for node in graph.nodes if node.op == "output")
+    with graph.inserting_before(output):
+        output.args = ((*output.args[0], graph.call_function(_by_sample, (counts,))),)
