@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from unit_fast.kernels import ops
 from unit_fast.kernels.ops import clamp_bound, conv2d, epilogue, linear
 
 OP = torch.ops.unit_fast.clamp_bound.default
@@ -257,6 +258,7 @@ def _epilogue_arguments(requires_grad: bool = False) -> tuple[object, ...]:
 
 FAMILY = {"epilogue": _epilogue_arguments, "linear": _linear_arguments, "conv2d": _conv_arguments}
 each_op = pytest.mark.parametrize("name", FAMILY)
+_RESIDUAL = 3  # its place in all three schemas
 
 
 @each_op
@@ -341,3 +343,85 @@ def test_family_is_safe_in_several_threads():
 def test_importing_the_ops_does_not_import_triton():
     code = "import sys, unit_fast.kernels.ops; assert not any(m.split('.')[0] == 'triton' for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# On CUDA. What is registered can be read anywhere; called here by name, since no tensor here dispatches to it.
+
+
+@each_op
+def test_cuda_has_a_registration_of_its_own(name):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"unit_fast::{name}", "CUDA")
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch) -> None:
+    """CPU tensors are taken for CUDA tensors: kernels run in the interpreter."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    monkeypatch.setattr(ops, "_runs_kernels", lambda x: x.dtype in ops.KERNEL_DTYPES)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@each_op
+def test_cuda_runs_what_the_dispatch_chooses(name, monkeypatch):
+    from unit_fast.kernels import dispatch
+
+    calls = []
+    monkeypatch.setattr(dispatch, f"run_{name}", lambda *args: calls.append(args) or args[0])
+    arguments = FAMILY[name]()
+    reference = getattr(ops, f"_{name}")
+    kernel = ops._on_cuda(name, reference)
+    assert kernel(*arguments) is arguments[0]
+    assert all(given is sent for given, sent in zip(arguments, calls[0], strict=True))
+    double = [a.double() if isinstance(a, Tensor) else a for a in arguments]
+    assert torch.equal(kernel(*double), reference(*double))
+    assert kernel(*(a[:0] if i in (0, _RESIDUAL) else a for i, a in enumerate(arguments))).shape[0] == 0
+    assert len(calls) == 1, "float64 and an empty batch are the reference's"
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@each_op
+def test_cuda_gives_the_reference_s_values(name):
+    arguments = FAMILY[name]()
+    reference = getattr(ops, f"_{name}")
+    expected = reference(*arguments)
+    with torch.no_grad():
+        y = ops._on_cuda(name, reference)(*arguments)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert y.stride() == expected.stride()
+
+
+def test_without_triton_cuda_runs_the_references_and_says_so_once(monkeypatch, recwarn):
+    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda _: None)
+    ops._triton_is_there.cache_clear()
+    assert not ops._triton_is_there()
+    assert not ops._triton_is_there()
+    ops._triton_is_there.cache_clear()
+    assert sum("install triton" in str(w.message) for w in recwarn) == 1
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@each_shape
+def test_clamp_bound_once_is_clamp_bound(x_shape, bound_shape):
+    x, bound = (t.requires_grad_() for t in _draw(x_shape, bound_shape, torch.float32))
+    y = ops.clamp_bound_once(x, bound)
+    exact = [t.detach().double().requires_grad_() for t in (x, bound)]
+    expected = clamp_bound(*exact)
+    assert torch.equal(y, clamp_bound(x, bound))
+    grad = torch.randn(x_shape, generator=torch.Generator().manual_seed(1))
+    for found, truth in zip(
+        torch.autograd.grad(y, (x, bound), grad), torch.autograd.grad(expected, exact, grad.double()), strict=True
+    ):
+        torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_clamp_bound_once_is_refused_a_second_derivative_rather_than_given_a_wrong_one():
+    x, bound = (t.requires_grad_() for t in _draw((3, 4), (4,), torch.float32))
+    (dx,) = torch.autograd.grad(ops.clamp_bound_once(x, bound).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+def test_clamp_bound_once_is_differentiable_to_any_order_where_no_kernel_runs():
+    x, bound = (t.requires_grad_() for t in _draw((3, 4), (4,)))
+    assert torch.autograd.gradgradcheck(ops.clamp_bound_once, (x, bound))
