@@ -22,6 +22,7 @@ def export_onnx(
     *,
     example_input: Example,
     form: str = "auto",
+    target: str = "onnxruntime",
     precision: str = "fp32",
     opset: int = 20,
     verify: bool = True,
@@ -42,7 +43,10 @@ def export_onnx(
         example_input: what the model is called with: a tensor, a tuple, or a dict of keyword arguments. Real samples
             are best, since verification starts from them.
         form: how clamps are written. "clip": one scalar Clip, bounds per tensor only. "min": Min with a constant.
-            "auto": Clip where it can stand, else Min.
+            "mul_clip": Mul, Clip and Mul. "folded": bounds folded into the layers around, one scalar Clip a site. Both
+            take Min where they are not legal, and the report says why. "auto": what suits the target.
+        target: the runtime that "auto" chooses for, and that folded clamps are written for: "onnxruntime", "openvino",
+            "tensorrt", "tflite", "ncnn" or "generic". Every file runs in every runtime.
         precision: "fp32", or "int8": uint8 activations whose scale is the bound, or which an integer Min clamps; int8
             weights per channel. See docs/export.md.
         opset: ONNX operator set, 18 to 24.
@@ -71,7 +75,7 @@ def export_onnx(
             f"the export needs onnx and onnxscript ({error}); install unit_fast[onnxruntime], or unit_fast[onnx] to "
             "export without verification"
         ) from error
-    options = Options(form, precision, opset, verify, weight_bits)
+    options = Options(form, precision, opset, verify, weight_bits, target)
     options.check()
     if verify or precision == "int8":
         load_onnxruntime()

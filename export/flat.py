@@ -3,8 +3,9 @@
 Names of inputs and outputs are made here, so that they depend on the model's signature and on nothing else.
 """
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,6 +104,21 @@ def flatten_graph(sanitised: fx.GraphModule, example_input: Example) -> FlatGrap
     output.args = (tuple(kept),)
     tidy(module)
     return FlatGraph(module, tuple(inputs), tuple(dynamic), tuple(input_names), output_names, structure)
+
+
+def in_dtype(graph: FlatGraph, dtype: torch.dtype) -> FlatGraph:
+    """The same graph computing in ``dtype`` instead of float32, over tensors of its own; its example stays as it is."""
+    module = copy_graph(graph.module)
+    for node in module.graph.nodes:
+        # Casts to float32 would meet weights of another dtype.
+        node.args, node.kwargs = pytree.tree_map(
+            lambda leaf: dtype if leaf is torch.float32 else leaf, (node.args, dict(node.kwargs))
+        )
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_floating_point():
+            node.meta["val"] = value.to(dtype)
+    module.recompile()
+    return replace(graph, module=copy.deepcopy(module).to(dtype))
 
 
 def _outputs(leaves: list[Any], spec: Any, taken: list[str]) -> tuple[Any, tuple[str, ...], list[fx.Node]]:

@@ -4,55 +4,30 @@ On ordinary inputs a lost clamp passes unnoticed, as clean activations stay belo
 10 and 100 too, every site's activation is an extra output, and none may exceed its bound by a single bit. NaN inputs
 are left out: runtimes differ on Min and Clip of NaN.
 
-Clamping cancels: what stays below a bound may be the small difference of large numbers, so at ×100 two correct float32
-programs can differ by more than any fixed tolerance of the result (1e-5 of it in a small ResNet). Hence the reference
-runs in float64 as well, and the file may differ by the tolerance or by ``ROUNDING`` times what float32 does to the
-reference itself, whichever is larger, but never by more than ``CEILING``.
+The file may differ by the tolerance or by ``ROUNDING`` times what float arithmetic does to the reference itself
+(``reference.py``), whichever is larger, but never by more than ``CEILING``.
 """
 
-import copy
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from unit_fast.errors import DataError, ParityError
 from unit_fast.export.errors import SaturationWarning
-from unit_fast.export.flat import FlatGraph, evaluate_sites
+from unit_fast.export.flat import FlatGraph
 from unit_fast.export.forms.form import Clamp
+from unit_fast.export.reference import Case, Written, reference_cases
 from unit_fast.export.report import ParityCheck, ParityResult
 from unit_fast.export.session import OnnxRuntimeModel, load_onnxruntime
-from unit_fast.sites import copy_graph
 
-BATCHES = (1, 2, 7)
-SCALES = {"ordinary": 1.0, "×10": 10.0, "×100": 100.0}
 # Largest difference relative to the largest magnitude in the tensor.
 TOLERANCES = {"fp32": 1e-5}
 ROUNDING = 4.0
 # However badly float32 fares in the reference: a file that is off by more is not the model. 4.7e-5 was the most seen.
 CEILING = 1e-3
-
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Inputs with what the reference makes of them; ``rounding`` is its own largest error against float64, by name."""
-
-    name: str
-    batch: int
-    inputs: tuple[Tensor, ...]
-    outputs: dict[str, Tensor]
-    activations: dict[str, Tensor]
-    rounding: dict[str, float]
-
-    def __str__(self) -> str:
-        return f"{self.name} inputs, batch {self.batch}"
 
 
 def check_parity(
@@ -62,6 +37,7 @@ def check_parity(
     clamped: Mapping[str, str],
     clamps: Sequence[Clamp],
     precision: str,
+    written: Written | None = None,
 ) -> tuple[ParityResult, dict[str, bool]]:
     """Compare the exported files with the sanitised graph.
 
@@ -72,6 +48,7 @@ def check_parity(
         clamped: by site, the name of that output.
         clamps: what each site is clamped by.
         precision: key of ``TOLERANCES``.
+        written: what the file was made of, where that is not ``graph``.
 
     Returns:
         What was found, and by site whether an input drove the activation above its bound.
@@ -84,8 +61,10 @@ def check_parity(
         SaturationWarning: bounds that no input reached.
     """
     runtime = load_onnxruntime()
-    cases, reached, skipped = _reference_cases(graph, clamped)
+    reference = reference_cases(graph, clamped, written)
+    cases, reached = reference.cases, reference.reached
     upper = {clamp.site: torch.from_numpy(clamp.upper.copy()) for clamp in clamps if clamp.upper is not None}
+    scales = {clamp.site: torch.from_numpy(clamp.scale.copy()) for clamp in clamps if clamp.scale is not None}
     tolerance = TOLERANCES[precision]
     checks: list[ParityCheck] = []
     for optimized in (False, True):
@@ -100,7 +79,10 @@ def check_parity(
             for site, name in clamped.items():
                 _check_bound(site, results[name], upper[site], where)
                 expected = case.activations[site]
-                errors.append(_compare(f"site {site}", results[name], expected, tolerance, case.rounding, where))
+                found = results[name]
+                if site in scales:
+                    found = (found.double() * scales[site]).to(expected.dtype)
+                errors.append(_compare(f"site {site}", found, expected, tolerance, case.rounding, where))
             for name, found in _run(model, case, where).items():
                 expected = case.outputs[name]
                 errors.append(_compare(f"output {name}", found, expected, tolerance, case.rounding, where))
@@ -123,72 +105,7 @@ def check_parity(
             SaturationWarning,
             stacklevel=4,
         )
-    return ParityResult(f"onnxruntime {runtime.__version__}", tolerance, tuple(checks), skipped), reached
-
-
-def _reference_cases(
-    graph: FlatGraph, clamped: Mapping[str, str]
-) -> tuple[list[_Case], dict[str, bool], tuple[str, ...]]:
-    cases: list[_Case] = []
-    skipped: list[str] = []
-    exact = _double_precision(graph)
-    reached = dict.fromkeys(clamped, False)
-    for name, scale in SCALES.items():
-        for batch in BATCHES:
-            inputs = graph.batch(batch, scale, noise=scale != 1)
-            outputs, before, after = evaluate_sites(graph, inputs)
-            named = dict(zip(graph.output_names, outputs, strict=True))
-            case = _Case(name, batch, inputs, named, after, _rounding(exact, inputs, named, after))
-            overflown = [key for key, value in (case.outputs | after).items() if _overflows(value)]
-            if overflown and scale == 1:
-                raise ParityError(
-                    f"the sanitised graph itself gives NaN or infinite values at {overflown[0]} on example_input; "
-                    "pass an example like the data the model is served"
-                )
-            if overflown:
-                skipped.append(str(case))
-                continue
-            cases.append(case)
-            for site in clamped:
-                reached[site] |= bool((before[site] > after[site]).any())
-    return cases, reached, tuple(skipped)
-
-
-def _double_precision(graph: FlatGraph) -> FlatGraph:
-    module = copy_graph(graph.module)
-    for node in module.graph.nodes:
-        # Casts to float32 would meet float64 weights.
-        node.args, node.kwargs = pytree.tree_map(
-            lambda leaf: torch.float64 if leaf is torch.float32 else leaf, (node.args, dict(node.kwargs))
-        )
-    module.recompile()
-    return replace(graph, module=copy.deepcopy(module).double())
-
-
-def _rounding(
-    exact: FlatGraph, inputs: tuple[Tensor, ...], outputs: Mapping[str, Tensor], activations: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Largest error of float32 in the reference, by "output <name>" and "site <name>"; empty where it is not known."""
-    widened = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
-    try:
-        exact_outputs, _, exact_activations = evaluate_sites(exact, widened)
-    except RuntimeError as error:
-        # An operator without a float64 version, or a constant made in float32: then the tolerance alone counts.
-        _logger.info("the reference does not run in float64: %s", error)
-        return {}
-    pairs = {
-        f"output {name}": (value, found) for (name, value), found in zip(outputs.items(), exact_outputs, strict=True)
-    }
-    pairs |= {f"site {site}": (value, exact_activations[site]) for site, value in activations.items()}
-    return {
-        what: (value.double() - found).abs().max().item()
-        for what, (value, found) in pairs.items()
-        if value.is_floating_point() and value.numel()
-    }
-
-
-def _overflows(value: Tensor) -> bool:
-    return value.is_floating_point() and not bool(torch.isfinite(value).all())
+    return ParityResult(f"onnxruntime {runtime.__version__}", tolerance, tuple(checks), reference.skipped), reached
 
 
 def _load(path: Path, optimized: bool) -> OnnxRuntimeModel:
@@ -198,7 +115,7 @@ def _load(path: Path, optimized: bool) -> OnnxRuntimeModel:
         raise ParityError(f"the exported file does not load: {error}") from error
 
 
-def _run(model: OnnxRuntimeModel, case: _Case, where: str) -> dict[str, Tensor]:
+def _run(model: OnnxRuntimeModel, case: Case, where: str) -> dict[str, Tensor]:
     feed = {name: tensor.contiguous().numpy() for name, tensor in zip(model.input_names, case.inputs, strict=True)}
     try:
         return model.run(feed)

@@ -26,10 +26,12 @@ from unit_fast.errors import DataError, ParityError
 from unit_fast.export.clean import check_private, name_activations, name_signature, strip
 from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph, flatten_graph
-from unit_fast.export.forms import Clamp, check_form, lower
+from unit_fast.export.folding import fold_for, prove_folding
+from unit_fast.export.forms import Clamp, check_choice, choose, lower
 from unit_fast.export.parity import check_parity
 from unit_fast.export.provenance import describe, sign
-from unit_fast.export.quantization import IntegerClamp, check_integer_clamps, quantize
+from unit_fast.export.quantization import IntegerClamp, Loss, check_integer_clamps, choose_folds, quantize
+from unit_fast.export.reference import Written
 from unit_fast.export.report import ExportReport, SiteReport
 from unit_fast.export.structure import check_structure
 from unit_fast.export.translate import OPSETS, translate
@@ -37,7 +39,7 @@ from unit_fast.files import OutputError, atomic_write
 from unit_fast.sites import find_sites, insert_bounds
 
 PRECISIONS = ("fp32", "int8")
-INT8_FORMS = ("auto", "min")
+INT8_FORMS = ("auto", "min", "folded")
 # Fewer say too little of ranges, and of predictions: of 32, one that changes is 3 %.
 FEWEST_SAMPLES = 32
 # A protobuf message holds at most 2 GiB; some of it is left for what is not tensors.
@@ -54,10 +56,11 @@ class Options:
     opset: int
     verify: bool
     weight_bits: int = 8
+    target: str = "onnxruntime"
 
     def check(self) -> None:
         """Raise ExportError for what is not there."""
-        check_form(self.form)
+        check_choice(self.form, self.target)
         if self.precision == "int8" and self.form not in INT8_FORMS:
             raise ExportError(
                 f"form={self.form!r} is not available in int8, where scales and integers clamp; the forms are: "
@@ -133,8 +136,16 @@ def _write(
 ) -> ExportReport:
     graph = flatten_graph(sanitised, example_input)
     _require_float32(graph)
-    exported, site_bounds = translate(graph, options.opset)
-    clamps = lower(exported, site_bounds, options.form if samples is None else "min")
+    losses: dict[str, Loss] = {}
+    if samples is None:
+        choice = choose(options.form, options.target, bounds.granularity)
+    else:
+        choice, losses = choose_folds(graph, options.form, samples, options.weight_bits)
+    folded = fold_for(graph, choice)
+    if options.verify and folded.sites:
+        prove_folding(graph, choice)
+    exported, site_bounds = translate(folded.graph, options.opset)
+    clamps = lower(exported, site_bounds, choice, folded.sites)
     strip(exported)
     name_signature(exported, graph)
     name_activations(exported)
@@ -149,11 +160,12 @@ def _write(
         _expose(plain, exposed, clamped)
         # int8 is measured against the float32 graph that it is made of, which has to be right first.
         compared = "fp32" if samples is not None else options.precision
-        parity, reached = check_parity(graph, plain, exposed, clamped, clamps, compared)
+        origin = Written(folded.graph, folded.scales) if folded.sites else None
+        parity, reached = check_parity(graph, plain, exposed, clamped, clamps, compared, origin)
     written: dict[str, Clamp | IntegerClamp] = {clamp.site: clamp for clamp in clamps}
     accuracy = None
     if samples is not None:
-        quantized = quantize(exported, graph, clamps, plain, samples, options.weight_bits, data)
+        quantized = quantize(exported, graph, clamps, losses, plain, samples, options.weight_bits, data)
         written |= {clamp.site: clamp for clamp in quantized.integer}
         accuracy = quantized.accuracy
 

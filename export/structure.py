@@ -58,6 +58,10 @@ def check_structure(
             raise ParityError(f"site {clamp.site}: {readers[source] - 1} nodes read the activation past its clamp")
         if result not in outputs and not readers[result]:
             raise ParityError(f"site {clamp.site}: nothing reads the clamped activation")
+        if clamp.after is not None:
+            _check_product(
+                clamp, clamp.after, [node for node in model.graph.node if result in node.input], initializers
+            )
         clamped[clamp.site] = result
     if found != len(expected):
         raise ParityError(f"the file holds {found} clamps, expected {len(expected)}")
@@ -73,7 +77,11 @@ def _check_opset(model: onnx.ModelProto, opset: int) -> None:
 
 
 def _check_limits(clamp: Clamp, node: onnx.NodeProto, initializers: dict[str, onnx.TensorProto]) -> None:
-    planned = [clamp.upper] if clamp.op == "Min" else [clamp.lower, clamp.upper]
+    planned = {"Min": [clamp.upper], "HardSigmoid": []}.get(clamp.op or "", [clamp.lower, clamp.upper])
+    if clamp.op == "HardSigmoid":
+        slopes = {attribute.name: attribute.f for attribute in node.attribute}
+        if slopes != {"alpha": clamp.alpha, "beta": 0.0}:
+            raise ParityError(f"site {clamp.site}: HardSigmoid has {slopes}, expected alpha={clamp.alpha} and beta=0")
     if len(node.input) != 1 + len(planned):
         raise ParityError(f"site {clamp.site}: {clamp.op} has {len(node.input)} inputs, expected {1 + len(planned)}")
     for name, limit in zip(node.input[1:], planned, strict=True):
@@ -86,11 +94,26 @@ def _check_limits(clamp: Clamp, node: onnx.NodeProto, initializers: dict[str, on
                 f"site {clamp.site}: Clip's limit {name} has the shape {stored.shape}; expected a scalar, as anything "
                 "else fails when it runs"
             )
-        if stored.shape != limit.shape or stored.dtype != limit.dtype or stored.tobytes() != limit.tobytes():
-            raise ParityError(
-                f"site {clamp.site}: the file's limit {name} ({stored.dtype}, shape {stored.shape}) differs from the "
-                f"stored bound ({limit.dtype}, shape {limit.shape}){_difference(stored, limit)}"
-            )
+        _check_same(clamp.site, f"limit {name}", stored, limit)
+
+
+def _check_product(
+    clamp: Clamp, factor: np.ndarray, readers: list[onnx.NodeProto], initializers: dict[str, onnx.TensorProto]
+) -> None:
+    constants = [name for node in readers for name in node.input if name in initializers]
+    if len(readers) != 1 or readers[0].op_type != "Mul" or len(constants) != 1:
+        raise ParityError(
+            f"site {clamp.site}: {[node.op_type for node in readers]} read the clamp, expected one Mul with the bound"
+        )
+    _check_same(clamp.site, f"factor {constants[0]}", numpy_helper.to_array(initializers[constants[0]]), factor)
+
+
+def _check_same(site: str, what: str, stored: np.ndarray, planned: np.ndarray) -> None:
+    if stored.shape != planned.shape or stored.dtype != planned.dtype or stored.tobytes() != planned.tobytes():
+        raise ParityError(
+            f"site {site}: the file's {what} ({stored.dtype}, shape {stored.shape}) differs from the "
+            f"stored bound ({planned.dtype}, shape {planned.shape}){_difference(stored, planned)}"
+        )
 
 
 def _difference(stored: np.ndarray, limit: np.ndarray) -> str:

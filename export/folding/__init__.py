@@ -4,5 +4,7 @@ What is left is one bound for the whole site, which every runtime fuses and an 8
 """
 
 from unit_fast.export.folding.fold import Folding, FoldResult, SiteFold, fold
+from unit_fast.export.folding.proof import prove_folding
+from unit_fast.export.folding.wanted import fold_for
 
-__all__ = ["FoldResult", "Folding", "SiteFold", "fold"]
+__all__ = ["FoldResult", "Folding", "SiteFold", "fold", "fold_for", "prove_folding"]

@@ -61,6 +61,11 @@ class FoldResult:
     graph: FlatGraph
     sites: Mapping[str, SiteFold]
 
+    @property
+    def scales(self) -> dict[str, Tensor]:
+        """The scale of every site that has one."""
+        return {site: fold.scale for site, fold in self.sites.items() if fold.scale is not None}
+
 
 def fold(graph: FlatGraph, settings: Folding | None = None, *, only: Collection[str] | None = None) -> FoldResult:
     """Fold the bounds of as many sites as is legal and worth it into the layers around them.

@@ -22,7 +22,7 @@ _HOMOGENEOUS = {
 }
 # The same for every channel: the scale may vary along channels only.
 _WINDOWS = re.compile(
-    r"aten\.((adaptive_)?(max|avg)_pool[123]d|upsample_\w+|reflection_pad[123]d|replication_pad[123]d|constant_pad_nd)\b"
+    r"aten\.((adaptive_)?(max|avg)_pool[123]d|upsample_\w+|reflection_pad[123]d|replication_pad[123]d|constant_pad_nd|pad)\b"
 )
 _REDUCTIONS = {_aten.mean.dim, _aten.sum.dim_IntList, _aten.amax.default, _aten.amin.default}
 _RESHAPES = {
@@ -57,11 +57,22 @@ def keeps_channels(node: fx.Node) -> bool:
         return True
     if not _WINDOWS.match(str(node.target)) or len(sample_shape(node)) < 2:
         return False
+    return node.target not in (_aten.constant_pad_nd.default, _aten.pad.default) or _pads_places(node)
+
+
+def _pads_places(node: fx.Node) -> bool:
+    """Whether padding adds no channels, and nothing but zeros or copies of what is there."""
+    padding: Any = node.args[1]
+    given: list[Any] = [*node.args[2:]]
     if node.target is _aten.constant_pad_nd.default:
-        padding: Any = node.args[1]
-        value = node.args[2] if len(node.args) > 2 else 0
-        return bool(value == 0) and len(padding) // 2 < len(sample_shape(node))
-    return True
+        given.insert(0, "constant")
+    mode, value = given + ["constant", 0][len(given) :]
+    return len(padding) // 2 < len(sample_shape(node)) and (mode != "constant" or not value)
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether ``node`` adds two tensors of the batch."""
+    return node.target is _aten.add.Tensor and all(is_batched(value) for value in node.args)
 
 
 def moved(node: fx.Node, scale: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ class ClipForm:
         if site.bound.size != 1:
             return (
                 f"its bound has the shape {site.bound.shape}, and Clip takes one number a site; expected tensor "
-                'granularity: use form="min" or "auto", or calibrate with granularity="tensor"'
+                'granularity: use form="folded", "min" or "auto", or calibrate with granularity="tensor"'
             )
         if site.bound.item() < 0:
             return (

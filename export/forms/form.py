@@ -1,5 +1,6 @@
 """What a form is, and the graph edits they share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,10 @@ class Clamp:
         reason: why that form.
         op: operator of the clamp's node; None when there is none.
         lower: lower limit of a Clip; None for other operators.
-        upper: upper limit as stored in the file; None when there is no clamp.
+        upper: upper limit of the node's result, for a Clip and a Min as stored in the file; None without a clamp.
+        alpha: slope of a HardSigmoid; None for other operators.
+        scale: the site's activation is ``scale`` × the node's result; broadcasts to one sample. None stands for 1.
+        after: the constant that the node's result is multiplied by in the graph, where the form says so.
     """
 
     site: str
@@ -29,6 +33,9 @@ class Clamp:
     op: str | None
     lower: np.ndarray | None
     upper: np.ndarray | None
+    alpha: float | None = None
+    scale: np.ndarray | None = None
+    after: np.ndarray | None = None
 
 
 class Form(Protocol):
@@ -55,7 +62,14 @@ def output_name(site: str) -> str:
     return f"{site}/clamped"
 
 
-def replace_marker(marker: ir.Node, op: str, source: ir.Value, constants: dict[str, np.ndarray], site: str) -> None:
+def replace_marker(
+    marker: ir.Node,
+    op: str,
+    source: ir.Value,
+    constants: Mapping[str, np.ndarray],
+    site: str,
+    attributes: Mapping[str, ir.Attr] | None = None,
+) -> ir.Node:
     """Put a node ``op(source, *constants)`` in the marker's place; constants become initializers ``<site>/<key>``."""
     graph = marker.graph
     assert graph is not None
@@ -64,10 +78,33 @@ def replace_marker(marker: ir.Node, op: str, source: ir.Value, constants: dict[s
     initializers = [_initializer(f"{site}/{key}", value) for key, value in constants.items()]
     for initializer in initializers:
         graph.register_initializer(initializer)
-    node = ir.Node("", op, [source, *initializers], outputs=[new], name=node_name(site))
+    node = ir.Node("", op, [source, *initializers], attributes or {}, outputs=[new], name=node_name(site))
     graph.insert_before(marker, node)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(marker, safe=True)
+    return node
+
+
+def insert_product(beside: ir.Node, value: ir.Value, factor: np.ndarray, name: str, *, before: bool) -> ir.Value:
+    """Put ``value × factor`` before or after a node; after it, the product takes over the readers of ``value``."""
+    graph = beside.graph
+    assert graph is not None
+    constant = _initializer(f"{name}/factor", factor)
+    graph.register_initializer(constant)
+    product = ir.Value(name=name, shape=value.shape, type=value.type)
+    if not before:
+        value.replace_all_uses_with(product, replace_graph_outputs=True)
+    node = ir.Node("", "Mul", [value, constant], outputs=[product], name=name)
+    (graph.insert_before if before else graph.insert_after)(beside, node)
+    return product
+
+
+def sole_producer(value: ir.Value | None, op: str) -> ir.Node | None:
+    """The node of operator ``op`` that makes ``value``, when one node alone reads it; else None."""
+    node = None if value is None else value.producer()
+    if value is None or node is None or node.domain or node.op_type != op:
+        return None
+    return None if value.is_graph_output() or len(value.uses()) != 1 else node
 
 
 def bypass(marker: ir.Node) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from unit_fast.errors import ParityError
 from unit_fast.export.flat import FlatGraph
-from unit_fast.export.parity import BATCHES, SCALES
 from unit_fast.export.quantization.structure import IntegerClamp
+from unit_fast.export.reference import BATCHES, SCALES
 from unit_fast.export.session import OnnxRuntimeModel
 
 # In dB. Edges cost 30 to 60 dB below the signal; sums that overflow leave a few.

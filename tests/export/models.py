@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unit_fast.bounds import Bounds, Granularity, bound_shape
 from unit_fast.capture import Example, call_arguments, capture
-from unit_fast.sites import expose_sites, find_sites
+from unit_fast.sites import Site, expose_sites, find_sites
 
 
 class Vgg(nn.Module):
@@ -152,9 +152,14 @@ def bounds_for(
         _, activations = expose_sites(captured, sites)(*args, **kwargs)
     tensors = {}
     for site in sites:
-        largest = activations[site.name].amax(0)
-        shape = bound_shape(site, granularity)
-        axes = tuple(axis for axis in range(largest.ndim) if not shape or shape[axis] == 1)
-        reduced = largest.amax(axes, keepdim=bool(shape)) if axes else largest
-        tensors[site.name] = (reduced * fraction).clamp_min(0.0).reshape(shape).contiguous()
+        tensors[site.name] = binding_bound(activations[site.name], site, granularity, fraction)
     return Bounds(tensors, sites, granularity, captured.meta["fingerprint"])
+
+
+def binding_bound(activation: Tensor, site: Site, granularity: Granularity, fraction: float) -> Tensor:
+    """A bound at a fraction of the largest of ``activation``, (N, *site.shape)."""
+    largest = activation.amax(0)
+    shape = bound_shape(site, granularity)
+    axes = tuple(axis for axis in range(largest.ndim) if not shape or shape[axis] == 1)
+    reduced = largest.amax(axes, keepdim=bool(shape)) if axes else largest
+    return (reduced * fraction).clamp_min(0.0).reshape(shape).contiguous()

@@ -11,13 +11,13 @@ import pytest
 from tests.export.test_forms import marked_model
 from unit_fast.errors import ParityError
 from unit_fast.export.clean import check_private, name_activations, strip
-from unit_fast.export.forms import lower
+from unit_fast.export.forms import choose, lower
 from unit_fast.export.translate import SiteBound
 
 
 def littered() -> ir.Model:
     model = marked_model("LeakyRelu", (3,))
-    lower(model, [SiteBound("layer.act", np.ones(3, np.float32))], "min")
+    lower(model, [SiteBound("layer.act", np.ones(3, np.float32))], choose("min", "generic", "channel"))
     trace = f'File "{Path.cwd()}/model.py", line 10, in forward'
     model.metadata_props["source"] = trace
     model.doc_string = trace

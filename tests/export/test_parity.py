@@ -193,7 +193,7 @@ def test_a_reference_that_cannot_run_in_float64_is_held_to_the_tolerance(
     model, x = OwnConstant().eval(), torch.randn(3, 3)
     bounds = bounds_for(model, x, "neuron")
 
-    with caplog.at_level("INFO", logger="unit_fast.export.parity"):
+    with caplog.at_level("INFO", logger="unit_fast.export.reference"):
         report = export_onnx(model, bounds, tmp_path / "model.onnx", example_input=x)
 
     assert "does not run in float64" in caplog.text

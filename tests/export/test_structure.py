@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from tests.export.test_forms import marked_model
 from unit_fast.errors import ParityError
-from unit_fast.export.forms import Clamp, lower
+from unit_fast.export.forms import Clamp, choose, lower
 from unit_fast.export.structure import check_structure
 from unit_fast.export.translate import SiteBound
 
@@ -18,7 +18,7 @@ from unit_fast.export.translate import SiteBound
 def exported(form: str) -> tuple[onnx.ModelProto, tuple[Clamp, ...]]:
     bound = np.asarray(1.5, np.float32) if form == "clip" else np.asarray([1.5, 0.0, 2.5], np.float32)
     model = marked_model("LeakyRelu", (3,))
-    clamps = lower(model, [SiteBound("act", bound)], form)
+    clamps = lower(model, [SiteBound("act", bound)], choose(form, "generic", "tensor"))
     return ir.to_proto(model), clamps
 
 

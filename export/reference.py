@@ -1,0 +1,133 @@
+"""What the sanitised graph gives on the inputs of the verification, and how sure float arithmetic can be of it.
+
+Clamping cancels: what stays below a bound may be the small difference of large numbers, so at ×100 two correct float32
+programs can differ by more than any fixed tolerance of the result (1e-5 of it in a small ResNet). Hence the reference
+runs in float64 as well, and so does what the file was made of, where that is another graph: the error that float
+arithmetic makes in either is what the file may be wrong by, up to a factor and a ceiling that ``parity.py`` sets.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unit_fast.errors import ParityError
+from unit_fast.export.flat import FlatGraph, evaluate_sites, in_dtype
+
+BATCHES = (1, 2, 7)
+SCALES = {"ordinary": 1.0, "×10": 10.0, "×100": 100.0}
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The graph that the file was made of.
+
+    Attributes:
+        graph: takes and returns what the reference does.
+        scales: by site, what its activation is larger by in the reference; sites that are not there have it alike.
+    """
+
+    graph: FlatGraph
+    scales: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs with what the reference makes of them; ``rounding`` is the largest error of float arithmetic, by name."""
+
+    name: str
+    batch: int
+    inputs: tuple[Tensor, ...]
+    outputs: dict[str, Tensor]
+    activations: dict[str, Tensor]
+    rounding: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.name} inputs, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Every case; by site whether an input drove its activation above its bound; and which inputs overflow."""
+
+    cases: tuple[Case, ...]
+    reached: dict[str, bool]
+    skipped: tuple[str, ...]
+
+
+def reference_cases(graph: FlatGraph, sites: Iterable[str], written: Written | None) -> Cases:
+    """Run the reference on ordinary and on larger inputs.
+
+    Args:
+        graph: the reference.
+        sites: those that the file clamps.
+        written: what the file was made of, where that is not ``graph``.
+
+    Raises:
+        ParityError: the reference itself gives NaN or infinite values on the example.
+    """
+    cases: list[Case] = []
+    skipped: list[str] = []
+    exact = in_dtype(graph, torch.float64)
+    reached = dict.fromkeys(sites, False)
+    for name, scale in SCALES.items():
+        for batch in BATCHES:
+            inputs = graph.batch(batch, scale, noise=scale != 1)
+            outputs, before, after = evaluate_sites(graph, inputs)
+            named = dict(zip(graph.output_names, outputs, strict=True))
+            case = Case(name, batch, inputs, named, after, _rounding(exact, inputs, named, after, written))
+            overflown = [key for key, value in (case.outputs | after).items() if _overflows(value)]
+            if overflown and scale == 1:
+                raise ParityError(
+                    f"the sanitised graph itself gives NaN or infinite values at {overflown[0]} on example_input; "
+                    "pass an example like the data the model is served"
+                )
+            if overflown:
+                skipped.append(str(case))
+                continue
+            cases.append(case)
+            for site in reached:
+                reached[site] |= bool((before[site] > after[site]).any())
+    return Cases(tuple(cases), reached, tuple(skipped))
+
+
+def widened(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs for a graph in float64."""
+    return tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
+
+
+def _rounding(
+    exact: FlatGraph,
+    inputs: tuple[Tensor, ...],
+    outputs: Mapping[str, Tensor],
+    activations: Mapping[str, Tensor],
+    written: Written | None,
+) -> dict[str, float]:
+    """Largest error of float arithmetic, by "output <name>" and "site <name>"; empty where it is not known."""
+    try:
+        exact_outputs, _, exact_activations = evaluate_sites(exact, widened(inputs))
+    except RuntimeError as error:
+        # An operator without a float64 version, or a constant made in float32: then the tolerance alone counts.
+        _logger.info("the reference does not run in float64: %s", error)
+        return {}
+    truth = {f"output {name}": value for name, value in zip(outputs, exact_outputs, strict=True)}
+    truth |= {f"site {site}": value for site, value in exact_activations.items()}
+    found = [{f"output {name}": value for name, value in outputs.items()}]
+    found[0] |= {f"site {site}": value for site, value in activations.items()}
+    if written is not None:
+        made, _, clamped = evaluate_sites(written.graph, inputs)
+        found.append({f"output {name}": value for name, value in zip(outputs, made, strict=True)})
+        found[1] |= {f"site {site}": value * written.scales.get(site, 1.0) for site, value in clamped.items()}
+    return {
+        what: max((values[what].double() - value).abs().max().item() for values in found)
+        for what, value in truth.items()
+        if value.is_floating_point() and value.numel()
+    }
+
+
+def _overflows(value: Tensor) -> bool:
+    return value.is_floating_point() and not bool(torch.isfinite(value).all())

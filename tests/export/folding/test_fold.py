@@ -1,0 +1,47 @@
+"""Folded graphs compute, in float64, what the sanitised graphs compute."""
+
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.export.random_nets import DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
+from unit_fast.export.flat import FlatGraph, evaluate_sites
+from unit_fast.export.folding import FoldResult, fold
+from unit_fast.sites import clamp_bound
+
+
+def assert_equal(graph: FlatGraph, result: FoldResult, inputs: Tensor) -> None:
+    """Outputs and activations agree to rounding in float64, and no folded activation passes the limit."""
+    outputs, _, activations = evaluate_sites(graph, (inputs,))
+    found, _, folded = evaluate_sites(result.graph, (inputs,))
+    for ours, theirs in zip(found, outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * theirs.abs().max().item())
+    assert list(result.sites) == list(activations)
+    for site, outcome in result.sites.items():
+        scaled = folded[site] if outcome.scale is None else folded[site] * outcome.scale
+        expected = activations[site]
+        torch.testing.assert_close(scaled, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(net=drawn_nets(), bounds=st.lists(drawn_bounds(), min_size=6, max_size=6))
+@example(DrawnNet((("plain", "relu", "identity"),) * 4, "flatten"), [DrawnBounds("channel", (None, 0.0, None, 0.3))])
+@example(
+    DrawnNet((("norm_first", "relu", "concat"), ("shared", "relu", "chain"), ("shared", "relu", "split")), "norm"),
+    [DrawnBounds("channel", (None,) * 4)],
+)
+def test_any_network_with_any_bounds_is_the_same_folded(net: DrawnNet, bounds: list[DrawnBounds]) -> None:
+    case = RandomCase(net, torch.float64)
+    for draw in bounds:
+        graph = case.flat(case.bounds(draw))
+
+        result = fold(graph)
+
+        assert_equal(graph, result, case.images)
+        assert_equal(graph, result, case.images * 30)
+        for node in result.graph.module.graph.nodes:
+            if node.target is clamp_bound and result.sites[node.meta["site"]].folded:
+                bound = result.graph.module.get_buffer(str(node.args[1].target))
+                assert bound.shape == ()
+                assert bound == 1
