@@ -13,9 +13,8 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 from unit_fast.kernels import conv2d as module
 from unit_fast.kernels.checks import conv_size
-from unit_fast.kernels.configs import CONV2D, LINEAR
+from unit_fast.kernels.configs import LINEAR
 from unit_fast.kernels.conv2d import conv2d
-from unit_fast.kernels.launch import capability_of
 from unit_fast.kernels.layout import pack_bound, pack_weight
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, conv2d_ref, memory_format_of
 
@@ -57,51 +56,6 @@ def test_any_combination_agrees_with_the_reference(data, dtype, randn, agree, de
     if bound is not None:
         above = conv2d(x, weight, bias, residual, None, *settings_) > bound
         assert torch.equal(counts, above.flatten(1).sum(1).int())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [3, 40, 64], ids=["flat", "by_tap_ragged", "by_tap"])
-@pytest.mark.parametrize("config", dict.fromkeys(c for table in CONV2D.values() for c in table), ids=str)
-def test_every_shipped_tile(config, channels, dtype, randn, agree):
-    n = config.block_n + 8
-    x, weight = randn((2, channels, 9, 8), dtype, 0), randn((n, channels, 3, 3), dtype, 1, (9 * channels) ** -0.5)
-    bias, residual, bound = randn((n,), dtype, 2), randn((2, n, 9, 8), dtype, 3), randn((n, 9, 8), dtype, 4)
-    arguments = (x, weight, bias, residual, bound, (1, 1), (1, 1), (1, 1), 1, "relu")
-    if config.loader == "tma" and (channels != 64 or capability_of(x) < 90):
-        with pytest.raises(ValueError, match="take a pointer configuration"):
-            conv2d(*arguments, config=config)
-    else:
-        agree(conv2d(*arguments, config=config), conv2d_ref, *arguments)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "padding", "dilation"),
-    [
-        ((3, 3), (1, 1), (1, 1)),
-        ((3, 3), (2, 2), (2, 2)),
-        ((5, 1), (0, 1), (1, 1)),
-        ((1, 7), (0, 3), (1, 1)),
-        ((1, 1), (1, 1), (1, 1)),
-    ],
-    ids=["3x3", "dilated", "5x1", "1x7", "padded_1x1"],
-)
-@pytest.mark.parametrize("size", [(9, 17), (5, 4)], ids=["map", "small_map"])
-def test_tma_reads_patches(size, kernel, padding, dilation, randn, agree, device):
-    x, weight = randn((2, 64, *size), torch.float16, 0), randn((24, 64, *kernel), torch.float16, 1, 0.05)
-    if capability_of(x) < 90:
-        pytest.skip("TMA needs compute capability 9.0")
-    p, q = (conv_size(size[i], kernel[i], 1, padding[i], dilation[i]) for i in (0, 1))
-    bias, residual, bound = (
-        randn((24,), torch.float16, 2),
-        randn((2, 24, p, q), torch.float16, 3),
-        randn((24, p, q), torch.float16, 4),
-    )
-    counts = torch.zeros(2, dtype=torch.int32, device=device)
-    arguments = (x, weight, bias, residual, bound, (1, 1), padding, dilation, 1, "relu")
-    config = next(c for c in CONV2D[90] if c.loader == "tma" and c.block_m == 64)
-    agree(conv2d(*arguments, config=config, counts=counts), conv2d_ref, *arguments)
-    unclamped = conv2d(*arguments[:4], None, *arguments[5:], config=config)
-    assert torch.equal(counts, (unclamped > bound).flatten(1).sum(1).int())
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 3)], ids=str)

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from unit_fast.kernels.configs import DepthwiseConfig, depthwise_config
+from unit_fast.kernels.configs import DepthwiseConfig
 from unit_fast.kernels.conv2d import conv2d
 from unit_fast.kernels.layout import pack_weight
 from unit_fast.kernels.reference import conv2d_ref
@@ -30,11 +30,3 @@ def test_agrees_with_the_reference(config, channels, dtype, randn, agree):
     )
     arguments = (x, weight, bias, residual, bound, (2, 2), (1, 1), (1, 1), channels, "relu6")
     agree(conv2d(*arguments, config=config), conv2d_ref, *arguments)
-
-
-@pytest.mark.parametrize("channels", [1, 32, 96, 960])
-def test_tile_holds_a_thousand_elements_and_no_more_than_a_cache_line_of_channels(channels):
-    config = depthwise_config(channels)
-    assert config.block_m * config.block_c == 1024
-    assert config.block_c <= 64
-    assert config.block_c < 2 * channels

@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-import triton
-import triton.language as tl
 
-from unit_fast.kernels.configs import LINEAR, fitting
-from unit_fast.kernels.epilogue import store_tile
-from unit_fast.kernels.launch import capability_of, dot_precision
+from unit_fast.kernels.configs import LINEAR
+from unit_fast.kernels.launch import capability_of
 from unit_fast.kernels.linear import linear
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, linear_ref
 
@@ -91,57 +88,6 @@ def test_empty_batch_and_empty_sum(device):
     assert linear(torch.empty(0, 4, device=device), torch.empty(3, 4, device=device)).shape == (0, 3)
     with pytest.raises(ValueError, match="no elements"):
         linear(torch.empty(2, 0, device=device), torch.empty(3, 0, device=device))
-
-
-@pytest.mark.parametrize(("setting", "expected"), [("ieee", "tf32x3"), ("tf32", "tf32")])
-def test_tf32_only_where_torch_allows_it(setting, expected):
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = setting
-    try:
-        assert dot_precision(torch.zeros(1), convolution=False) == expected
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
-@pytest.mark.parametrize(
-    ("m", "n", "tma", "expected"),
-    [
-        pytest.param(256 * 3136, 256, True, "tma 128x256x64", id="large"),
-        pytest.param(256 * 3136, 64, True, "tma 128x64x64", id="narrow"),
-        pytest.param(256 * 3136, 256, False, "pointer 128x128x64", id="large_without_tma"),
-        pytest.param(1, 1000, True, "pointer 16x64x64", id="one_row"),
-        pytest.param(256, 10, True, "pointer 16x64x64", id="classifier"),
-    ],
-)
-def test_first_configuration_suits_the_shape(m, n, tma, expected):
-    configs = fitting(LINEAR[90], m, n, 132, tma=tma)
-    assert str(configs[0]).startswith(expected)
-    assert all(c.block_n < 2 * max(n, 64) for c in configs)
-
-
-@triton.jit
-def store_last_rows(out_ptr, residual_ptr, bound_ptr, M, N, sample_rows, BLOCK: tl.constexpr):
-    first = tl.cast(M, tl.int64) - BLOCK  # 2¹⁹ − 1
-    acc = tl.full((BLOCK, 16), 3.0, tl.float32)
-    store_tile(
-        acc, first, tl.arange(0, BLOCK), tl.arange(0, BLOCK) < M, tl.arange(0, 16), N, out_ptr, None, residual_ptr,
-        bound_ptr, None, sample_rows, "neuron", "relu", 0.0, 0.0,
-    )  # fmt: skip
-
-
-def test_tiles_beyond_two_to_the_31_elements_are_stored_where_they_belong(device):
-    """Row 2¹⁹ of rows of 4,096: the offset is 2³¹. Only the pages written take memory."""
-    m, n, sample_rows = 2**19 + 3, 4096, 5
-    torch.use_deterministic_algorithms(False)  # a poisoned buffer would be written whole
-    out = torch.empty(m * n, dtype=torch.float16, device=device)
-    out[-8 * n :] = math.nan
-    bound = torch.arange(1.0, 6.0, device=device, dtype=torch.float16)[:, None].expand(5, n).contiguous()
-    store_last_rows[(1,)](out, None, bound, m, n, sample_rows, BLOCK=4)
-    tail = out.view(m, n)[-8:]
-    assert tail[:4].isnan().all()
-    assert tail[4:, 16:].isnan().all()
-    rows = torch.arange(m - 4, m, device=device) % sample_rows
-    assert torch.equal(tail[4:, :16], (rows + 1).clamp(max=3).half()[:, None].expand(4, 16))
 
 
 def test_more_rows_than_coordinates_are_refused(device):

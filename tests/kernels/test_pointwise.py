@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton", reason="the kernels need Triton")
 
 from unit_fast.kernels import pointwise
-from unit_fast.kernels.configs import PointwiseConfig, pointwise_config
+from unit_fast.kernels.configs import PointwiseConfig
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, epilogue_ref, memory_format_of
 
 # bfloat16 on a GPU only: the interpreter's bfloat16 products are wrong (Triton 3.6 and 3.9)
@@ -122,10 +122,3 @@ def test_bad_counts_are_refused(counts, bound, words):
 def test_float64_is_refused():
     with pytest.raises(TypeError, match="float64"):
         pointwise.epilogue(torch.zeros(2, 3, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (256, 10), (256, 64 * 56 * 56), (256 * 3136, 64), (1, 10**6)])
-def test_configuration_covers_a_tile_without_waste(rows, positions):
-    config = pointwise_config(rows, positions)
-    assert config.block_r * config.block_s <= 1024
-    assert config.block_s < 2 * positions

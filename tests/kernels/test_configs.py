@@ -1,0 +1,111 @@
+"""The tables of configurations, and how a shape prunes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from unit_fast.kernels.configs import (
+    CONV2D,
+    LINEAR,
+    MatmulConfig,
+    activation_constants,
+    architecture,
+    depthwise_config,
+    fitting,
+    next_power_of_two,
+    pointwise_config,
+)
+
+TABLES = {f"{name}_sm_{a}": table for name, by in (("linear", LINEAR), ("conv2d", CONV2D)) for a, table in by.items()}
+
+
+@pytest.mark.parametrize(("n", "expected"), [(0, 1), (1, 1), (2, 2), (3, 4), (64, 64), (65, 128)])
+def test_next_power_of_two(n, expected):
+    assert next_power_of_two(n) == expected
+
+
+@pytest.mark.parametrize(
+    ("act", "act_args", "expected"),
+    [
+        ("relu", (), ("relu", 0.0, 0.0)),
+        ("relu6", (), ("hardtanh", 0.0, 6.0)),
+        ("hardtanh", (), ("hardtanh", -1.0, 1.0)),
+        ("hardtanh", (-2, 3), ("hardtanh", -2.0, 3.0)),
+        ("leaky_relu", (0.2,), ("leaky_relu", 0.2, 0.0)),
+    ],
+)
+def test_activation_constants(act, act_args, expected):
+    assert activation_constants(act, act_args) == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "column"), [(75, 80), (80, 80), (86, 80), (89, 80), (90, 90), (100, 100), (120, 100)]
+)
+def test_a_card_takes_the_newest_column_that_is_not_newer(capability, column):
+    assert architecture(capability) == column
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_tiles_are_what_the_kernels_can_walk(table):
+    for config in table:
+        sizes = (config.block_m, config.block_n, config.block_k)
+        assert all(size == next_power_of_two(size) >= 16 for size in sizes)
+        assert config.block_n // config.subtiles >= 16
+        if config.loader == "tma":
+            height, width = config.patch()
+            assert height * width == config.block_m
+            assert max(config.block_m, config.block_n) <= 256, "the most that a TMA box has along an axis"
+    assert len(set(map(str, table))) == len(table), "the dispatch remembers configurations by their names"
+
+
+def test_convolutions_keep_to_four_warps_until_eight_were_seen_to_be_right():
+    assert {config.num_warps for table in CONV2D.values() for config in table} == {4}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (49, 2048), (256 * 3136, 64), (2**31 - 1, 4096)], ids=str)
+@pytest.mark.parametrize("tma", [False, True], ids=["pointers", "tma"])
+def test_every_shape_has_a_configuration_that_it_may_use(table, itemsize, shape, tma):
+    configs = fitting(table, *shape, 132, tma=tma, itemsize=itemsize)
+    assert configs
+    assert all(config in table for config in configs)
+    assert tma or all(config.loader == "pointer" for config in configs)
+    assert itemsize == 2 or all(config.float32 for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "tma", "expected"),
+    [
+        pytest.param(256 * 3136, 256, True, "tma 128x256x64", id="large"),
+        pytest.param(256 * 3136, 64, True, "tma 128x64x64", id="narrow"),
+        pytest.param(256 * 3136, 256, False, "pointer 128x128x64", id="large_without_tma"),
+        pytest.param(1, 1000, True, "pointer 16x64x64", id="one_row"),
+        pytest.param(256, 10, True, "pointer 16x64x64", id="classifier"),
+    ],
+)
+def test_first_configuration_suits_the_shape(m, n, tma, expected):
+    configs = fitting(LINEAR[90], m, n, 132, tma=tma)
+    assert str(configs[0]).startswith(expected)
+    assert all(c.block_n < 2 * max(n, 64) for c in configs)
+
+
+def test_float32_takes_as_many_bytes_a_step():
+    config = MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3)
+    assert (config.k_of(2), config.k_of(4)) == (64, 32)
+    assert str(config) == "pointer 64x64x64 w4 s3"
+
+
+@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (256, 10), (256, 64 * 56 * 56), (256 * 3136, 64), (1, 10**6)])
+def test_pointwise_tile_covers_without_waste(rows, positions):
+    config = pointwise_config(rows, positions)
+    assert config.block_r * config.block_s <= 1024
+    assert config.block_s < 2 * positions
+
+
+@pytest.mark.parametrize("channels", [1, 32, 96, 960])
+def test_depthwise_tile_holds_a_thousand_elements_and_no_more_than_a_cache_line_of_channels(channels):
+    config = depthwise_config(channels)
+    assert config.block_m * config.block_c == 1024
+    assert config.block_c <= 64
+    assert config.block_c < 2 * channels
