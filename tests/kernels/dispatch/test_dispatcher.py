@@ -58,8 +58,8 @@ def test_tuning_is_of_one_thread(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        pytest.param(1.0, r"differs from the reference: 12 of 12 values are wrong, by up to", id="wrong values"),
-        pytest.param(float("nan"), "differs from the reference: 12 of 12", id="NaN"),
+        pytest.param(1.0, "differs from the reference: wrong by up to 0.9", id="wrong values"),
+        pytest.param(float("nan"), "differs from the reference: wrong by up to inf", id="NaN"),
         pytest.param(RuntimeError("out of registers"), "fails with RuntimeError: out of registers", id="an error"),
     ],
 )

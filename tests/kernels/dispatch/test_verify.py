@@ -1,12 +1,15 @@
 """A verification sees what goes wrong in kernels: a wrong tap, an unwritten tile, a lost clamp, a wrong dtype."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from unit_fast.kernels.agreement import TOLERANCE
 from unit_fast.kernels.dispatch.candidates import Candidate
 from unit_fast.kernels.dispatch.problem import Problem, complete
-from unit_fast.kernels.dispatch.verify import TOLERANCE, difference, expected, random_operands
+from unit_fast.kernels.dispatch.verify import difference, expected, random_operands, tolerance
 from unit_fast.kernels.reference import conv2d_ref
 
 CPU = torch.device("cpu")
@@ -20,9 +23,9 @@ def posed(dtype):
     return problem, operands, expected(problem, operands)
 
 
-def found(call, dtype=torch.float16):
+def found(call, dtype=torch.float16, provider="triton"):
     problem, operands, truth = posed(dtype)
-    return difference(problem, Candidate("under test", "triton", call), operands, truth)
+    return difference(problem, Candidate("under test", provider, call), operands, truth)
 
 
 def shifted(x, weight, *rest):
@@ -57,7 +60,7 @@ def bound_of_another_layout(x, weight, bias, residual, bound, *rest):
     "wrong", [shifted, without_padding, unwritten, unclamped, without_bias, bound_of_another_layout]
 )
 def test_what_kernels_get_wrong_is_seen(wrong):
-    assert "values are wrong" in found(wrong)
+    assert "wrong by up to" in found(wrong)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -68,7 +71,18 @@ def test_rounding_is_no_difference(dtype):
         y = F.conv2d(x, weight, None, *rest[:4]) + bias[:, None, None]
         return torch.minimum(y, bound)
 
-    assert found(rounded_twice, dtype) is None
+    assert found(rounded_twice, dtype, "library") is None
+
+
+def test_only_a_library_may_round_twice_and_long_sums_may_differ_more():
+    problem, _, _ = posed(torch.float16)
+    library, fused = (Candidate("under test", provider, conv2d_ref) for provider in ("library", "triton"))
+    assert tolerance(problem, library) == 4 * tolerance(problem, fused)
+    rows, long = (torch.zeros(2, k) for k in (100, 4000)), []
+    for x in rows:
+        given = Problem.of("linear", complete("linear", (x, x)))
+        long.append(tolerance(dataclasses.replace(given, precision="tf32x3"), fused))
+    assert long[1] == pytest.approx(4 * long[0])
 
 
 def test_another_dtype_or_shape_is_a_difference():

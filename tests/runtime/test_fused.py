@@ -1,0 +1,180 @@
+"""The "triton" backend on the CPU: the kernels in Triton's interpreter where they are, else their references."""
+
+import threading
+
+import pytest
+import torch
+
+import unit_fast as uf
+from tests.export.models import ARCHITECTURES, made_bounds, make
+from tests.kernels.dispatch.ways import H200, FakeClock
+from unit_fast.capture import capture
+from unit_fast.kernels.dispatch.candidates import Candidate, candidates_for
+from unit_fast.kernels.dispatch.dispatcher import Dispatcher
+from unit_fast.kernels.dispatch.environment import environment_of
+from unit_fast.kernels.dispatch.store import Store
+from unit_fast.runtime import fused as module
+from unit_fast.runtime.calls import Call
+from unit_fast.runtime.fused import Fused
+from unit_fast.runtime.program import Program
+from unit_fast.sites import insert_bounds
+
+CPU = torch.device("cpu")
+
+
+def program(name, granularity="neuron"):
+    model, x = make(name)
+    bounds = made_bounds(name, granularity)
+    return Program(insert_bounds(capture(model, x), dict(bounds.items())), bounds, Call.from_example(x)), x
+
+
+def dispatcher(folder, clock=None, policy="auto", candidates=candidates_for):
+    environment = environment_of(CPU)
+    return Dispatcher(environment, CPU, Store(environment, folder), clock, policy, candidates)
+
+
+@pytest.mark.parametrize("policy", ["auto", "triton"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_output_and_counts_are_those_of_the_sanitised_graph(name, policy, tmp_path):
+    given, x = program(name)
+    runner = Fused(given, dispatcher(tmp_path, policy=policy))
+    with torch.no_grad():
+        expected, expected_counts = given.counting(x)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(runner(x), expected, **close)
+    output, counts = runner.monitor(x)
+    torch.testing.assert_close(output, expected, **close)
+    assert counts.shape == (len(x), len(given.bounds))
+    assert counts.dtype == torch.int64
+    assert (counts - expected_counts).abs().max() <= 1, "rounding may move a value across its bound"
+    assert counts.sum() > 0
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_other_granularities(granularity, tmp_path):
+    given, x = program("resnet", granularity)
+    with torch.no_grad():
+        torch.testing.assert_close(Fused(given, dispatcher(tmp_path))(x), given.module(x), rtol=1e-4, atol=1e-5)
+
+
+class FirstIsFastest(FakeClock):
+    """The first candidate of each problem takes 1 µs, the next 2 µs, …"""
+
+    def __init__(self):
+        super().__init__({})
+
+    def __call__(self, name, run):
+        run()
+        self.timed.append(name)
+        return float(len(self.timed))
+
+
+def test_warmup_chooses_for_every_operator_and_explains_it(tmp_path):
+    given, x = program("resnet")
+    clock = FirstIsFastest()
+    runner = Fused(given, dispatcher(tmp_path, clock))
+    assert "warmup() has not run" in runner.explain()[0].why
+    runner.warmup([2])
+    timed = len(clock.timed)
+    notes = {note.site: note for note in runner.explain()}
+    assert list(notes) == list(given.bounds)
+    assert notes["blocks.0.relu_1"].fused == "conv2d + add + relu + clamp"
+    if clock.timed:  # where there is a choice: Triton runs
+        assert notes["relu"].runs.startswith("triton ")
+        assert notes["relu"].why.startswith("measured: 1.0 µs, ")
+    runner.warmup([2], monitor=True)
+    runner(x[:2])
+    runner.monitor(x[:2])
+    assert len(clock.timed) == timed, "nothing is measured twice, nor after warmup"
+
+
+def test_explain_tells_batch_sizes_apart(tmp_path):
+    given, _ = program("vit")
+    names = iter(["slow", "fast"])
+
+    def candidates(problem, environment):
+        *_, reference = candidates_for(problem, environment)
+        return [Candidate(next(names), "triton", reference.call), reference] if "gelu" in problem.key else [reference]
+
+    clock = FakeClock({"slow": 2.0, "fast": 1.0, "reference": 5.0})
+    runner = Fused(given, dispatcher(tmp_path, clock, candidates=candidates))
+    runner.warmup([1, 4])
+    (note,) = runner.explain()
+    assert note.runs == "batch 1: fast; batch 4: slow"
+    assert note.why == "batch 1: measured: 1.0 µs, reference 5.0 µs; batch 4: measured: 2.0 µs, reference 5.0 µs"
+
+
+def test_a_fused_graph_that_differs_is_refused(tmp_path, monkeypatch):
+    given, _ = program("resnet")
+    runner = Fused(given, dispatcher(tmp_path))
+    monkeypatch.setattr(runner._plain, "_reference", lambda *args: given.module(*args) + 1)
+    with pytest.raises(uf.ParityError, match="does not agree with the sanitised graph at batch size 1"):
+        runner.warmup([1])
+
+
+def test_odd_calls(tmp_path):
+    given, x = program("mobilenet")
+    runner = Fused(given, dispatcher(tmp_path))
+    with torch.no_grad():
+        expected = given.module(x)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    strided = torch.stack([x, x], -1)[..., 0]
+    torch.testing.assert_close(runner(strided), expected, **close)
+    torch.testing.assert_close(runner(x.contiguous(memory_format=torch.channels_last)), expected, **close)
+    torch.testing.assert_close(runner(x[:1]), expected[:1], **close)
+    assert runner(x[:0]).shape == (0, 5)
+    with torch.inference_mode():
+        torch.testing.assert_close(runner(x), expected, **close)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(runner(x), expected, **close)
+    assert not runner(x.requires_grad_()).requires_grad
+
+
+def test_threads_share_a_runner(tmp_path):
+    given, x = program("dense")
+    runner = Fused(given, dispatcher(tmp_path))
+    expected = {size: given.module(x[:size]).detach() for size in (1, 2, 5, 8)}
+    wrong: list[int] = []
+
+    def serve(size):
+        for _ in range(3):
+            output, _ = runner.monitor(x[:size])
+            if not torch.allclose(output, expected[size], rtol=1e-4, atol=1e-5):
+                wrong.append(size)
+
+    threads = [threading.Thread(target=serve, args=(size,)) for size in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        pytest.param("cpu", torch.float32, "made for NVIDIA GPUs, not for cpu", id="cpu"),
+        pytest.param("cuda", torch.float64, "not torch.float64", id="float64"),
+    ],
+)
+def test_where_it_cannot_run_it_says_why(device, dtype, reason):
+    assert reason in Fused.unavailable(torch.device(device), dtype)
+
+
+def test_without_triton_it_says_so(monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    assert "Triton is not installed" in Fused.unavailable(torch.device("cuda"), torch.float16)
+
+
+def test_a_bad_variable_is_an_error_of_ours(monkeypatch):
+    from unit_fast.kernels.dispatch import dispatcher as dispatching
+
+    dispatching._made.cache_clear()
+    monkeypatch.setenv(dispatching.VARIABLE, "fastest")
+    given, _ = program("dense")
+    with pytest.raises(uf.BackendUnavailableError, match="UNIT_FAST_KERNELS is 'fastest'"):
+        Fused(given)
+
+
+def test_the_environment_of_a_gpu_is_not_that_of_the_cpu():
+    assert environment_of(CPU).file_name != H200.file_name
