@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import tables_scaling
 from benchmarks.results_file import read_results
 from unit_fast.files import atomic_write
 
@@ -54,7 +55,29 @@ def cost() -> list[list[str]]:
     ]
 
 
-TABLES: dict[str, Callable[[], list[list[str]]]] = {"effect": effect, "cost": cost}
+def published() -> list[list[str]]:
+    """What the published search leaves, beside the default recipe with the same seed."""
+    ours = {(row["model"], row["granularity"]): row for row in read_results("calibration_effect") if row["seed"] == 0}
+    heads = [
+        "accuracy, as published",
+        "accuracy, unit_fast",
+        "attack success, as published",
+        "attack success, unit_fast",
+    ]
+    rows = [["network", "bounds per", *heads]]
+    for theirs in read_results("calibration_published"):
+        both = (theirs, ours[theirs["model"], theirs["granularity"]])
+        figures = [f"{100 * row[figure][1]:.1f}" for figure in ("accuracy", "attack_success") for row in both]
+        rows.append([NETWORKS[theirs["model"]], theirs["granularity"], *figures])
+    return rows
+
+
+TABLES: dict[str, Callable[[], list[list[str]]]] = {
+    "effect": effect,
+    "cost": cost,
+    "published": published,
+    **tables_scaling.TABLES,
+}
 
 
 def _change(runs: list[dict[str, Any]], figure: str) -> str:
