@@ -62,7 +62,7 @@ def export_onnx(
         CaptureError: the model has no plain graph.
         BoundsMismatchError: the bounds belong to another model.
         ParityError: the file would not compute what the sanitised graph computes; names site or output, batch, error.
-            Or int8 changes more than 3 % of the predictions on the calibration data that were no ties, or costs more
+            Or int8 changes more than 5 % of the predictions on the calibration data that were no ties, or costs more
             than a point of accuracy.
         DataError: calibration_data is missing, too small, holds NaN, or does not fit the model.
         BackendUnavailableError: onnx, onnxscript or ONNX Runtime are not installed.

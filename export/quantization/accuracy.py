@@ -14,8 +14,9 @@ from unit_fast.export.quantization.ranges import BATCH_SIZE, feed
 from unit_fast.export.report import Int8Accuracy
 from unit_fast.export.session import OnnxRuntimeModel
 
-# Trained networks stay far below (docs/export.md): above it the ranges are wrong, not the rounding.
-LARGEST_CHANGE = 0.03
+# Trained networks change less than 1 %, untrained ones up to 4 %, whoever quantises them (docs/export.md): beyond that
+# the ranges are wrong, not the rounding.
+LARGEST_CHANGE = 0.05
 LARGEST_LOSS = 0.01
 # A lead of less than a tenth of the mean lead is a tie, which may fall either way.
 TIE = 0.1

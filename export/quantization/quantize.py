@@ -12,14 +12,19 @@ from unit_fast.calibration.samples import SampleStore
 from unit_fast.export.flat import FlatGraph
 from unit_fast.export.forms.form import Clamp
 from unit_fast.export.quantization.accuracy import check_accuracy, measure_accuracy
+from unit_fast.export.quantization.folds import Loss
 from unit_fast.export.quantization.insert import insert_quantizers
-from unit_fast.export.quantization.placement import Placement, Spot, place
+from unit_fast.export.quantization.means import pool_means
+from unit_fast.export.quantization.placement import Placement, place
 from unit_fast.export.quantization.ranges import Range, collect_ranges
 from unit_fast.export.quantization.scales import Quantizer, for_bound, for_range
 from unit_fast.export.quantization.structure import IntegerClamp, check_integer_clamps
 from unit_fast.export.quantization.tails import activation_after, clamped_result, narrowed
 from unit_fast.export.quantization.verification import check_integers
 from unit_fast.export.report import Int8Accuracy
+
+# Bytes of one site's limits, beyond which a file would grow by more than the time is worth.
+_LARGEST_SPREAD = 2**18
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ def quantize(
     model: ir.Model,
     graph: FlatGraph,
     clamps: Sequence[Clamp],
+    losses: Mapping[str, Loss],
     plain: Path,
     samples: SampleStore,
     bits: int,
@@ -52,6 +58,7 @@ def quantize(
         model: exported in the ``min`` form.
         graph: its reference.
         clamps: of its sites.
+        losses: what folding would have cost, by site that was not folded for it.
         plain: the same model as a file, in a folder for temporary files.
         samples: calibration data.
         bits: of weights, 8 or 7.
@@ -61,7 +68,7 @@ def quantize(
         ParityError: a clamp is not what was planned, an activation exceeds its bound, or int8 costs too much.
         DataError: the calibration data does not fit the model.
     """
-    integer = convert(model, clamps, plain, samples, bits)
+    integer = convert(model, clamps, plain, samples, bits, losses)
     sites = {clamp.site for clamp in integer}
     floating = tuple(clamp for clamp in clamps if clamp.site not in sites)
     quantized = plain.with_name("quantized.onnx")
@@ -74,39 +81,57 @@ def quantize(
 
 
 def convert(
-    model: ir.Model, clamps: Sequence[Clamp], plain: Path, samples: SampleStore, bits: int
+    model: ir.Model,
+    clamps: Sequence[Clamp],
+    plain: Path,
+    samples: SampleStore,
+    bits: int,
+    losses: Mapping[str, Loss] | None = None,
 ) -> tuple[IntegerClamp, ...]:
     """Bring ``model`` into QDQ form, in place; returns the clamps of all sites that are quantised."""
     bounds = {clamp.site: clamp.upper for clamp in clamps if clamp.upper is not None}
+    aliases = pool_means(model.graph)
     placement = place(model.graph, bounds)
     own = [spot for spot in placement.spots if not spot.same_as]
-    names = [spot.value.name or "" for spot in own]
-    seen = collect_ranges(plain, names, samples, plain.with_name("watched.onnx"))
+    names = {spot.value: aliases.get(spot.value.name or "", spot.value.name or "") for spot in own}
+    ranges = collect_ranges(plain, list(names.values()), samples, plain.with_name("watched.onnx"))
+    seen = {value: ranges[name] for value, name in names.items()}
     quantizers = _quantizers(placement, seen, model.opset_imports[""])
-    made = tuple(_describe(spot, quantizers[spot.value], bounds[spot.site]) for spot in own if spot.site is not None)
+    described = {clamp.site: clamp for clamp in clamps}
+    made = tuple(
+        IntegerClamp(
+            spot.site,
+            quantizers[spot.value],
+            bounds[spot.site],
+            _reason(described[spot.site], quantizers[spot.value], (losses or {}).get(spot.site)),
+        )
+        for spot in own
+        if spot.site is not None
+    )
     insert_quantizers(model.graph, placement, quantizers, bits)
     return made
 
 
-def _quantizers(placement: Placement, seen: Mapping[str, Range], opset: int) -> dict[ir.Value, Quantizer]:
+def _quantizers(placement: Placement, seen: Mapping[ir.Value, Range], opset: int) -> dict[ir.Value, Quantizer]:
     found: dict[ir.Value, Quantizer] = {}
     for spot in placement.spots:
         if spot.same_as:
             found[spot.value] = _joined([found[value] for value in spot.same_as])
             continue
-        values = seen[spot.value.name or ""]
+        values = seen[spot.value]
         if spot.bound is None:
             found[spot.value] = for_range(values.lower, values.upper)
         else:
             lower = 0.0 if spot.rectified else values.lower
-            found[spot.value] = for_bound(spot.bound, lower, values.upper, per_unit=spot.bound.size > 1)
+            quantizer = for_bound(spot.bound, lower, values.upper, per_unit=spot.bound.size > 1)
+            found[spot.value] = _spread(quantizer, spot.value)
     for spot in placement.spots:
         activation = activation_after(spot)
         if spot.same_as or spot.bound is not None or activation is None:
             continue
         result = found.get(clamped_result(activation))
         if result is not None:
-            values = narrowed(activation, opset, seen[spot.value.name or ""], result)
+            values = narrowed(activation, opset, seen[spot.value], result)
             found[spot.value] = for_range(values.lower, values.upper)
     return found
 
@@ -119,12 +144,29 @@ def _joined(parts: Sequence[Quantizer]) -> Quantizer:
     return for_range(min(lower for lower, _ in ends), max(upper for _, upper in ends))
 
 
-def _describe(spot: Spot, quantizer: Quantizer, bound: np.ndarray) -> IntegerClamp:
-    assert spot.site is not None
-    if quantizer.limit is not None:
-        reason = f"bounds of {bound.size} units, and one scale" if bound.size > 1 else "no scale ends at the bound"
-    elif quantizer.largest < bound.min():
-        reason = "the scale; it ends where the calibration data does, as the bound lies far above"
-    else:
-        reason = "the scale is the bound"
-    return IntegerClamp(spot.site, quantizer, bound, reason)
+def _spread(quantizer: Quantizer, value: ir.Value) -> Quantizer:
+    """An integer limit by channel, written out for every neuron: a Min of equal shapes takes a third of the time."""
+    if quantizer.limit is None or quantizer.limit.ndim != 3 or value.shape is None:
+        return quantizer
+    shape = [size for size in value.shape[1:] if isinstance(size, int)]
+    if len(shape) != 3 or np.prod(shape) > _LARGEST_SPREAD:
+        return quantizer
+    limit = np.ascontiguousarray(np.broadcast_to(quantizer.limit, shape))
+    return Quantizer(quantizer.scale, quantizer.zero_point, limit)
+
+
+def _reason(clamp: Clamp, quantizer: Quantizer, loss: Loss | None) -> str:
+    assert clamp.upper is not None
+    if quantizer.limit is None:
+        ends = (
+            "where the calibration data does, far below the bound"
+            if quantizer.largest < 0.99 * clamp.upper.min()
+            else "at the bound"
+        )
+        return f"{'folded; ' if clamp.form == 'folded' else ''}the scale ends {ends}"
+    if loss is not None:
+        return f"folding would cost accuracy in {loss.layer}: {loss.before:.1f} dB to {loss.after:.1f} dB"
+    if clamp.upper.size == 1:
+        return "no scale ends at so small or negative a bound"
+    _, _, refusal = clamp.reason.partition("not folded: ")
+    return "; ".join(filter(None, [f"one scale for {clamp.upper.size} bounds", refusal]))
