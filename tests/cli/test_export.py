@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +54,47 @@ def test_opset(here: Path, bounds: Path, unit_fast) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "forms", "operators"),
+    [
+        pytest.param(["--form", "folded"], ["folded"], {"Clip", "HardSigmoid"}, id="folded"),
+        pytest.param(["--form", "mul_clip"], ["mul_clip"], {"Clip"}, id="mul_clip"),
+        pytest.param(["--target", "openvino"], ["mul_clip"], {"Clip"}, id="auto-for-openvino"),
+        pytest.param(["--target", "tflite"], ["folded"], {"Clip"}, id="auto-for-tflite"),
+    ],
+)
+def test_forms_and_targets(
+    here: Path, bounds: Path, unit_fast, arguments: list[str], forms: list[str], operators: set[str]
+) -> None:
+    learned = Bounds.load(bounds)
+    by_channel = {name: bound.amax((-2, -1), keepdim=True) for name, bound in learned.items()}
+    replace(learned, tensors=by_channel, granularity="channel").save(here / "channel.safetensors")
+
+    result = unit_fast(
+        "export", "-m", "model.pt2", "-b", "channel.safetensors", *arguments, *FAST, "--graph", "g.svg", "--json"
+    )
+
+    assert result.exit_code == 0, result.stderr
+    assert {site["form"] for site in json.loads(result.stdout)["sites"]} == set(forms)
+    clamps = [node for node in onnx.load(here / "model.onnx").graph.node if node.name.endswith("/clamp")]
+    assert {node.op_type for node in clamps} <= operators
+    assert (
+        (here / "g.svg").read_text().count(f'class="box clamp form-{forms[0].replace("_", "-")}"') == len(clamps) == 2
+    )
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         pytest.param(["--form", "clip"], "clip", id="clip-for-neuron-bounds"),
         pytest.param(["--form", "fold"], "fold", id="unknown-form"),
+        pytest.param(["--target", "toaster"], "toaster", id="unknown-target"),
         pytest.param(["--opset", "7"], "opset", id="opset"),
         pytest.param(["--dtype", "int4"], "int4", id="precision"),
         pytest.param(["--input-shape", "1x8"], "", id="shape-that-does-not-fit"),
         pytest.param(["--input-shape", "1x8xb"], "--input-shape 1x8xb: expected whole numbers", id="shape-text"),
         pytest.param(["--input-shape", "0x8x8"], "expected numbers above 0", id="shape-zero"),
         pytest.param(["-o", "absent/m.onnx"], "there is no folder absent", id="unwritable"),
+        pytest.param(["--dtype", "int8"], "--dtype int8 is fitted to data; give --data", id="int8-without-data"),
         pytest.param(["--graph", "g.png"], "--graph g.png: a picture of the graph ends in .svg or .html", id="picture"),
         pytest.param(["--graph", "absent/g.svg"], "--graph absent/g.svg: there is no folder absent", id="graph-folder"),
         pytest.param(["-o", "m.svg", "--graph", "m.svg"], "is the file that the model goes to", id="graph-is-output"),
@@ -131,7 +163,7 @@ def test_the_result_says_forms_size_parity_and_speed_and_draws_the_graph(here: P
     wide = {"COLUMNS": "200"}
 
     shown = unit_fast(*arguments, env=wide)
-    described = json.loads(unit_fast(*arguments, "--json").stdout)
+    described = json.loads(unit_fast(*arguments, "--json", "--no-verify").stdout)
 
     assert shown.exit_code == 0, shown.stderr
     for part in ("min", "Min takes any granularity", "MB", "max rel error", "without clamps, ms", "× ("):
@@ -142,3 +174,27 @@ def test_the_result_says_forms_size_parity_and_speed_and_draws_the_graph(here: P
     assert described["graph"] == "g.svg"
     picture = (here / "g.svg").read_text()
     assert picture.count('class="box clamp form-min"') == len(described["sites"]) == 2
+
+
+def test_int8_is_fitted_to_the_data(here: Path, bounds: Path, unit_fast) -> None:
+    with np.load(here / "clean.npz") as arrays:
+        x = torch.from_numpy(arrays["x"])
+    model = sanitize(load_model("model.pt2"), Bounds.load(bounds), x[:2], backend="eager")
+    scores = model(x).detach()
+    best = scores.topk(2).values
+    decided = (best[:, 0] - best[:, 1]).argsort(descending=True)[:48]  # of an untrained net, most are all but ties
+    np.savez(here / "decided.npz", x=x[decided].numpy(), y=scores[decided].argmax(1).numpy())
+    arguments = ("export", "-m", "model.pt2", "-b", bounds, "-o", "m.onnx", "--data", "decided.npz", *FAST)
+
+    result = unit_fast(*arguments, "--dtype", "int8", "--weight-bits", "7", "--graph", "g.html", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    described = json.loads(result.stdout)
+    assert described["accuracy"]["samples"] == 48
+    assert described["accuracy"]["agreement"] == 1.0
+    nodes = [node.op_type for node in onnx.load(here / "m.onnx").graph.node]
+    assert "QuantizeLinear" in nodes
+    assert "Relu" not in nodes
+    forms = [site["form"] for site in described["sites"]]
+    picture = (here / "g.html").read_text()
+    assert sum(picture.count(f'class="box clamp form-{form.replace(" ", "-")}"') for form in set(forms)) == 2

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from unit_fast.bounds import Bounds
     from unit_fast.capture import Example
+    from unit_fast.cli.data import Batches
     from unit_fast.export import ExportReport
 
 GRAPH_ENDINGS = (".svg", ".html")  # of unit_fast.export.picture, which takes a second to import
+_BATCH = 64
 _SERVER = "With --layout triton"
 
 
@@ -49,10 +51,26 @@ def export(
     ] = Path("model.onnx"),
     data: options.OptionalData = None,
     input_shape: options.InputShape = None,
-    form: Annotated[str, typer.Option(help="How clamps are written: auto, clip (bounds per tensor) or min.")] = "auto",
+    form: Annotated[
+        str, typer.Option(help="How clamps are written: clip (bounds per tensor), min, mul_clip, folded, or auto.")
+    ] = "auto",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="The runtime that auto chooses for: onnxruntime, openvino, tensorrt, tflite, ncnn or generic."
+        ),
+    ] = "onnxruntime",
     precision: Annotated[
-        str, typer.Option("--dtype", "--precision", help="Of weights and activations: fp32.")
+        str,
+        typer.Option(
+            "--dtype",
+            "--precision",
+            help="Of weights and activations: fp32, or int8, which is fitted to all of --data.",
+        ),
     ] = "fp32",
+    weight_bits: Annotated[
+        int, typer.Option(help="For int8: 8, or 7 for processors without VNNI, whose integer kernels overflow.")
+    ] = 8,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
     verify: Annotated[
         bool,
@@ -132,7 +150,17 @@ def export(
         check_runs(loaded, example)
         terminal.note("exporting and verifying" if verify else "exporting")
         report = export_onnx(
-            loaded, learned, file, example_input=example, form=form, precision=precision, opset=opset, verify=verify
+            loaded,
+            learned,
+            file,
+            example_input=example,
+            form=form,
+            target=target,
+            precision=precision,
+            opset=opset,
+            verify=verify,
+            calibration_data=_calibration_data(precision, data, size, mean, std),
+            weight_bits=weight_bits,
         )
         if layout is Layout.TRITON:
             report = place(report, output, config, new_version)
@@ -147,6 +175,18 @@ def export(
         if speed:
             result["speed"] = _show_speed(terminal, report, loaded, learned, example)
         terminal.result(result)
+
+
+def _calibration_data(
+    precision: str, data: Path | None, size: str | None, mean: str | None, std: str | None
+) -> "Batches | None":
+    from unit_fast.cli.data import Batches, open_samples, parse_normalisation
+
+    if precision != "int8":
+        return None
+    if data is None:
+        raise DataError("--dtype int8 is fitted to data; give --data, such as what the bounds were calibrated on")
+    return Batches(open_samples(data, size), _BATCH, parse_normalisation(mean, std))
 
 
 def _check_graph(graph: Path, output: Path) -> None:

@@ -1,0 +1,366 @@
+"""What the exports cost and whether they hold.
+
+    python -m benchmarks.export                       # all parts
+    python -m benchmarks.export --part cost,openvino  # some
+    python -m benchmarks.export --part forms --models resnet20_32,vit_32
+
+Parts, each written to ``results/export_PART.json``, row by row:
+
+cost      ONNX Runtime on the CPU, ResNet-18 for images of 32×32: each form by granularity, against the same net without
+          clamps
+int8      the same net in int8 by granularity, against the int8 net that onnxruntime.quantization makes of the net
+          without clamps, and against float32 without clamps
+openvino  the forms that OpenVINO fuses and int8, in OpenVINO, against float32 without clamps
+forms     every network, form and precision: how the sites were clamped, parity and size; or why it is refused. Nothing
+          is timed, so other work beside it does no harm
+
+Timed are whole calls with two threads, idle threads asleep. Every file has a process of its own; all of them stay
+alive, and bursts of half a second alternate in an order drawn anew each round (`unit_fast.timing`). Every export is
+verified before it is timed.
+"""
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.models import available, make, make_bounds
+from benchmarks.results_file import RESULTS, write_results
+from unit_fast.bounds import Bounds, Granularity
+from unit_fast.errors import UnitFastError
+from unit_fast.export import ExportReport, OnnxRuntimeModel, export_onnx
+from unit_fast.timing import Call, Failure, interleaved
+
+_logger = logging.getLogger("benchmarks.export")
+
+NETWORK = "resnet18_32"
+SUITE = ("resnet18_32", "resnet20_32", "vgg_32", "densenet_32", "vit_32", "mobilenet_v2", "efficientnet_lite0")
+THREADS = 2
+BATCHES = (1, 16)
+SAMPLES = 128  # that int8 is fitted to
+
+Row = dict[str, Any]
+Builder = Callable[[], Mapping[str, Call]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        network: that is timed.
+        rounds: of bursts of each file and batch size.
+        seconds: of a burst. The slowest call takes 0.15 s, so ten rounds of four make forty.
+        networks: that every form and precision is tried on.
+    """
+
+    network: str = NETWORK
+    rounds: int = 12
+    seconds: float = 0.6
+    networks: Sequence[str] = SUITE
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to write a model.
+
+    Attributes:
+        form: as ``export_onnx`` takes it; "no clamps" for the model as it was.
+        granularity: of the bounds; None without clamps.
+        precision: as ``export_onnx`` takes it.
+        maker: "unit_fast", or who else wrote the file.
+    """
+
+    form: str
+    granularity: Granularity | None
+    precision: str = "fp32"
+    maker: str = "unit_fast"
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.precision, self.form, self.granularity, self.maker)))
+
+
+PLAIN = Way("no clamps", None)
+PLAIN_INT8 = Way("no clamps", None, "int8", "onnxruntime.quantization")
+COST = (
+    PLAIN,
+    Way("clip", "tensor"),
+    Way("folded", "tensor"),
+    Way("min", "tensor"),
+    Way("auto", "tensor"),
+    Way("folded", "channel"),
+    Way("mul_clip", "channel"),
+    Way("min", "channel"),
+    Way("auto", "channel"),
+    Way("min", "neuron"),
+)
+INT8 = (
+    PLAIN,
+    PLAIN_INT8,
+    Way("auto", "tensor", "int8"),
+    Way("auto", "channel", "int8"),
+    Way("auto", "neuron", "int8"),
+)
+OPENVINO = (
+    PLAIN,
+    Way("clip", "tensor"),
+    Way("mul_clip", "channel"),
+    Way("min", "neuron"),
+    PLAIN_INT8,
+    Way("auto", "channel", "int8"),
+    Way("auto", "neuron", "int8"),
+)
+FORMS = (
+    Way("clip", "tensor"),
+    Way("folded", "tensor"),
+    Way("mul_clip", "channel"),
+    Way("folded", "channel"),
+    Way("min", "neuron"),
+    Way("auto", "tensor", "fp16"),
+    Way("auto", "channel", "fp16"),
+    Way("auto", "neuron", "fp16"),
+    Way("auto", "channel", "int8"),
+    Way("auto", "neuron", "int8"),
+)
+
+
+class Workshop:
+    """Makes the files that are measured, and remembers the networks.
+
+    Args:
+        folder: where the files go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bounds = cache(self._bounds)
+
+    @staticmethod
+    @cache
+    def network(name: str) -> tuple[nn.Module, Tensor]:
+        """The network and inputs for it."""
+        return make(name)
+
+    def _bounds(self, name: str, granularity: Granularity) -> Bounds:
+        return make_bounds(*self.network(name), granularity)
+
+    def export(self, name: str, way: Way, verify: bool = True) -> ExportReport:
+        """Write the network that way.
+
+        Raises:
+            UnitFastError: it cannot be written that way, or is not right.
+        """
+        model, example = self.network(name)
+        bounds = self.bounds(name, way.granularity or "tensor")
+        if way.granularity is None:
+            unlimited = {site: torch.full_like(bound, torch.inf) for site, bound in bounds.items()}
+            bounds = replace(bounds, tensors=unlimited)
+        options: dict[str, Any] = {}
+        if way.precision == "int8":
+            options["calibration_data"] = samples(example)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which bounds no input reached is in the report
+            return export_onnx(
+                model,
+                bounds,
+                self.folder / f"{name} {way}.onnx",
+                example_input=example,
+                form="auto" if way.granularity is None else way.form,
+                precision=way.precision,
+                verify=verify,
+                **options,
+            )
+
+    def file(self, name: str, way: Way) -> Path:
+        """The file of the network written that way."""
+        if way.maker != "onnxruntime.quantization":
+            return self.export(name, way).path
+        plain, path = self.export(name, PLAIN).path, self.folder / f"{name} {way}.onnx"
+        quantise_plainly(plain, path, samples(self.network(name)[1]))
+        return path
+
+
+def samples(example: Tensor) -> list[Tensor]:
+    """Inputs to fit int8 to, in batches: the example's, then others drawn like it."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(SAMPLES - len(example), *example.shape[1:], generator=generator)
+    return list(torch.cat([example, drawn * example.std() + example.mean()]).split(16))
+
+
+def quantise_plainly(plain: Path, path: Path, batches: Sequence[Tensor]) -> None:
+    """int8 by onnxruntime.quantization: QDQ, uint8 activations, int8 weights per channel."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    name = OnnxRuntimeModel(plain).input_names[0]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # has no types
+        def __init__(self) -> None:
+            self.feeds = iter([{name: batch.numpy()} for batch in batches])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    quantize_static(
+        plain,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def onnxruntime_calls(path: Path) -> dict[str, Call]:
+    """Calls of a file in ONNX Runtime, by batch size; runs in the process that is timed."""
+    model = OnnxRuntimeModel(path, threads=THREADS)
+    return {str(batch): partial(model.run, feed) for batch, feed in _feeds(model).items()}
+
+
+def openvino_calls(path: Path) -> dict[str, Call]:
+    """Calls of a file in OpenVINO, by batch size; runs in the process that is timed."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": THREADS,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, where the processor has it
+    }
+    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    return {str(batch): partial(request.infer, feed) for batch, feed in _feeds(OnnxRuntimeModel(path)).items()}
+
+
+def _feeds(model: OnnxRuntimeModel) -> dict[int, dict[str, np.ndarray]]:
+    (value,) = model.session.get_inputs()
+    dtype = np.float16 if value.type == "tensor(float16)" else np.float32
+    drawn = np.random.default_rng(0).standard_normal((max(BATCHES), *value.shape[1:])).astype(dtype)
+    return {batch: {value.name: drawn[:batch]} for batch in BATCHES}
+
+
+def _timed(
+    effort: Effort, ways: Sequence[Way], runtime: str, calls: Callable[[Path], dict[str, Call]]
+) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        workshop = Workshop(Path(folder))
+        builders: dict[str, Builder] = {}
+        for way in ways:
+            try:
+                builders[str(way)] = partial(calls, workshop.file(effort.network, way))
+            except UnitFastError as error:
+                _logger.warning("%s is not timed: %s", way, error)
+                yield _described(effort.network, way) | {"reason": str(error)}
+        found = interleaved(builders, rounds=effort.rounds, seconds=effort.seconds)
+    for way in ways:
+        timings = found.get(str(way))
+        if isinstance(timings, Failure):
+            yield _described(effort.network, way) | {"runtime": runtime, "reason": timings.reason}
+            continue
+        for batch, timing in (timings or {}).items():
+            row = _described(effort.network, way) | {"runtime": runtime, "batch": int(batch), "threads": THREADS}
+            row |= {f"{name}_ms": 1e3 * getattr(timing, name) for name in ("median", "p20", "p80")}
+            for name, base in (("ratio", PLAIN), ("int8_ratio", PLAIN_INT8)):
+                other = found.get(str(base))
+                if other is not None and not isinstance(other, Failure):
+                    row[name] = timing.median / other[batch].median
+            yield row | {"calls": timing.calls}
+
+
+def _described(network: str, way: Way) -> Row:
+    return {
+        "network": network,
+        "form": way.form,
+        "granularity": way.granularity,
+        "precision": way.precision,
+        "maker": way.maker,
+    }
+
+
+def cost(effort: Effort) -> Iterator[Row]:
+    """Every form in ONNX Runtime; ``ratio`` is time over float32 without clamps."""
+    return _timed(effort, COST, "onnxruntime", onnxruntime_calls)
+
+
+def int8(effort: Effort) -> Iterator[Row]:
+    """int8 in ONNX Runtime; ``int8_ratio`` is time over int8 without clamps."""
+    return _timed(effort, INT8, "onnxruntime", onnxruntime_calls)
+
+
+def openvino(effort: Effort) -> Iterator[Row]:
+    """What OpenVINO makes of the forms, and of int8."""
+    return _timed(effort, OPENVINO, "openvino", openvino_calls)
+
+
+def forms(effort: Effort) -> Iterator[Row]:
+    """Every network, form and precision: verified, or refused with a reason."""
+    for name in effort.networks:
+        if (reason := available(name)) is not None:
+            _logger.warning("%s is left out: %s", name, reason)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            workshop = Workshop(Path(folder))
+            for way in FORMS:
+                yield _described(name, way) | _outcome(workshop, name, way)
+
+
+def _outcome(workshop: Workshop, name: str, way: Way) -> Row:
+    try:
+        report = workshop.export(name, way)
+    except UnitFastError as error:
+        return {"error": type(error).__name__, "reason": str(error)}
+    row: Row = {
+        "sites": dict(sorted(Counter(site.form for site in report.sites).items())),
+        "bytes": report.size,
+        "seconds": report.seconds,
+    }
+    if report.parity is not None:
+        row |= {"max_rel_error": report.parity.max_rel, "agreement": report.parity.agreement}
+    if report.accuracy is not None:
+        row |= {"int8_agreement": report.accuracy.agreement, "int8_snr_db": report.accuracy.signal_to_noise}
+    report.path.unlink()
+    return row
+
+
+PARTS: dict[str, Callable[[Effort], Iterator[Row]]] = {
+    "cost": cost,
+    "int8": int8,
+    "openvino": openvino,
+    "forms": forms,
+}
+
+
+def run(parts: Sequence[str], effort: Effort, folder: Path = RESULTS) -> None:
+    """Measure and write ``export_PART.json``, a row at a time."""
+    for part in parts:
+        rows: list[Row] = []
+        for row in PARTS[part](effort):
+            rows.append(row)
+            _logger.info("%s: %s", part, row)
+            write_results(f"export_{part}", rows, folder)
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", default=",".join(PARTS), help="some of these, commas between; all when omitted")
+    parser.add_argument("--models", default=",".join(SUITE), help="networks of the part forms, commas between")
+    options = parser.parse_args()
+    parts, networks = options.part.split(","), options.models.split(",")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        parser.error(f"there is no part {unknown[0]!r}; the parts are: {', '.join(PARTS)}")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    _logger.setLevel(logging.INFO)
+    run(parts, Effort(networks=networks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The export's tables: what each form costs, and whether it holds on each network."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.results_file import RESULTS, read_results
+
+NETWORKS = {
+    "resnet18_32": "ResNet-18, 32²",
+    "resnet20_32": "ResNet-20, 32²",
+    "vgg_32": "VGG (ELU), 32²",
+    "densenet_32": "DenseNet, 32²",
+    "vit_32": "ViT (GELU), 32²",
+    "mobilenet_v2": "MobileNetV2, 224²",
+    "efficientnet_lite0": "EfficientNet-Lite0, real weights, 224²",
+}
+_COLUMNS = {
+    "`clip`, tensor": ("clip", "tensor", "fp32"),
+    "`folded`, tensor": ("folded", "tensor", "fp32"),
+    "`mul_clip`, channel": ("mul_clip", "channel", "fp32"),
+    "`folded`, channel": ("folded", "channel", "fp32"),
+    "`min`, neuron": ("min", "neuron", "fp32"),
+    "fp16, tensor": ("auto", "tensor", "fp16"),
+    "fp16, channel": ("auto", "channel", "fp16"),
+    "fp16, neuron": ("auto", "neuron", "fp16"),
+    "int8, channel": ("auto", "channel", "int8"),
+    "int8, neuron": ("auto", "neuron", "int8"),
+}
+_NOT_YET = "not measured yet"
+
+
+def forms() -> list[list[str]]:
+    """By network and form the largest relative error, or in int8 the agreement; how many sites took the form."""
+    rows = [["network", *_COLUMNS]]
+    found = {(row["network"], row["form"], row["granularity"], row["precision"]): row for row in _rows("forms")}
+    for network, name in NETWORKS.items():
+        cells = [_outcome(found.get((network, *way)), way[0]) for way in _COLUMNS.values()]
+        if any(cells):
+            rows.append([name, *cells])
+    return rows
+
+
+def _outcome(row: dict[str, Any] | None, form: str) -> str:
+    if row is None:
+        return ""
+    if "reason" in row:
+        return "refused"
+    held = f"{row['int8_agreement']:.1%}" if "int8_agreement" in row else f"{row['max_rel_error']:.0e}"
+    sites = row["sites"]
+    if form in sites and len(sites) > 1:
+        held += f" ({sites[form]} of {sum(sites.values())} sites)"
+    return held
+
+
+def cost() -> list[list[str]]:
+    """Time over float32 without clamps, in ONNX Runtime."""
+    return _by_batch("cost", {"time over no clamps": lambda row: f"{row['ratio']:.2f}×"})
+
+
+def int8() -> list[list[str]]:
+    """int8 against int8 without clamps, and against float32 without clamps."""
+    return _by_batch(
+        "int8",
+        {
+            "time over int8 without clamps": lambda row: f"{row['int8_ratio']:.2f}×" if "int8_ratio" in row else "–",
+            "faster than float32 without clamps": lambda row: f"{1 / row['ratio']:.1f}×",
+        },
+    )
+
+
+def openvino() -> list[list[str]]:
+    """The same in OpenVINO."""
+    return _by_batch(
+        "openvino",
+        {
+            "time over float32 without clamps": lambda row: f"{row['ratio']:.2f}×",
+            "faster than that": lambda row: f"{1 / row['ratio']:.1f}×",
+        },
+    )
+
+
+def _by_batch(part: str, figures: dict[str, Callable[[dict[str, Any]], str]]) -> list[list[str]]:
+    measured = [row for row in _rows(part) if "median_ms" in row]
+    batches = sorted({row["batch"] for row in measured})
+    heads = [f"{head}, batch {batch}" for batch in batches for head in ("ms (p20 to p80)", *figures)]
+    rows = [["precision", "form", "bounds per", *heads]]
+    lines: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for row in measured:
+        form = row["form"] if row["maker"] == "unit_fast" else f"{row['form']} ({row['maker']})"
+        lines.setdefault((row["precision"], form, row["granularity"] or "–"), {})[row["batch"]] = row
+    for line, by_batch in lines.items():
+        cells = []
+        for batch in batches:
+            row = by_batch[batch]
+            cells.append(f"{row['median_ms']:.2f} ({row['p20_ms']:.2f} to {row['p80_ms']:.2f})")
+            cells += [figure(row) for figure in figures.values()]
+        rows.append([*line, *cells])
+    return rows if len(rows) > 1 else [["precision", "form", "bounds per", "ms"], [_NOT_YET, "", "", ""]]
+
+
+def _rows(part: str) -> list[dict[str, Any]]:
+    name = f"export_{part}"
+    found: list[dict[str, Any]] = read_results(name) if (RESULTS / f"{name}.json").exists() else []
+    return found
+
+
+TABLES = {"export_forms": forms, "export_cost": cost, "export_int8": int8, "export_openvino": openvino}

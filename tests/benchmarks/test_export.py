@@ -1,0 +1,127 @@
+"""The export's benchmark, on a small network and for moments: what it writes, and the tables made of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import export as benchmark
+from benchmarks import tables_export
+from benchmarks.export import PLAIN, PLAIN_INT8, Effort, Way
+from tests.export.models import make
+from unit_fast.timing import Timing, burst
+
+EFFORT = Effort(network="small", rounds=2, seconds=0.02, networks=("small",))
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a part; its rows as they stand in the file."""
+    monkeypatch.setattr(benchmark, "make", make)
+    monkeypatch.setattr(benchmark, "available", lambda _name: None)
+    benchmark.Workshop.network.cache_clear()
+
+    def run(part: str) -> list[dict[str, Any]]:
+        benchmark.run([part], EFFORT, tmp_path)
+        written: list[dict[str, Any]] = json.loads((tmp_path / f"export_{part}.json").read_text())["figures"]
+        return written
+
+    yield run
+    benchmark.Workshop.network.cache_clear()
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time here: processes start slowly, and one test with them is enough."""
+
+    def interleaved(contenders: dict[str, Any], *, rounds: int, seconds: float) -> dict[str, dict[str, Timing]]:
+        built = {name: build() for name, build in contenders.items()}
+        return {
+            name: {case: Timing.of(burst(call, rounds * seconds)) for case, call in cases.items()}
+            for name, cases in built.items()
+        }
+
+    monkeypatch.setattr(benchmark, "interleaved", interleaved)
+
+
+def test_every_file_is_timed_beside_the_one_without_clamps(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Way("clip", "neuron")
+    monkeypatch.setattr(benchmark, "COST", (PLAIN, Way("min", "neuron"), refused))
+
+    found = rows("cost")
+
+    timed = {(row["form"], row["batch"]): row for row in found if "median_ms" in row}
+    assert set(timed) == {(form, batch) for form in ("no clamps", "min") for batch in (1, 16)}
+    for (form, batch), row in timed.items():
+        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["ratio"] == pytest.approx(row["median_ms"] / timed["no clamps", batch]["median_ms"]), form
+        assert (row["runtime"], row["threads"]) == ("onnxruntime", 2)
+    (reason,) = [row["reason"] for row in found if "reason" in row]
+    assert "clip" in reason
+
+
+@pytest.mark.usefixtures("one_process")
+def test_int8_is_timed_beside_the_int8_of_others(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "INT8", (PLAIN, PLAIN_INT8))
+
+    found = [row for row in rows("int8") if row["batch"] == 16]
+
+    assert [(row["precision"], row["maker"]) for row in found] == [
+        ("fp32", "unit_fast"), ("int8", "onnxruntime.quantization"),
+    ]  # fmt: skip
+    assert found[1]["int8_ratio"] == 1.0
+    assert found[0]["int8_ratio"] == pytest.approx(1 / found[1]["ratio"])
+
+
+@pytest.mark.usefixtures("one_process")
+def test_openvino_runs_the_same_files(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setattr(benchmark, "OPENVINO", (PLAIN, Way("min", "channel")))
+
+    found = rows("openvino")
+
+    assert {(row["form"], row["batch"], row["runtime"]) for row in found} == {
+        (form, batch, "openvino") for form in ("no clamps", "min") for batch in (1, 16)
+    }
+
+
+def test_what_is_refused_says_why(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "FORMS", (Way("clip", "neuron"), Way("min", "neuron")))
+
+    refused, held = rows("forms")
+
+    assert refused["error"] == "ExportError"
+    assert "expected tensor granularity" in refused["reason"]
+    assert held["sites"] == {"min": 2}
+    assert 0 < held["max_rel_error"] < 1e-5
+    assert held["bytes"] > 1000
+
+
+def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(network: str, form: str, granularity: str, precision: str, **figures: Any) -> dict[str, Any]:
+        return {"network": network, "form": form, "granularity": granularity, "precision": precision} | figures
+
+    results = {
+        "forms": [
+            row("vit_32", "clip", "tensor", "fp32", sites={"clip": 4}, max_rel_error=3.2e-6),
+            row("vit_32", "folded", "channel", "fp32", sites={"min": 3, "folded": 1}, max_rel_error=4e-6),
+            row("vit_32", "auto", "channel", "int8", sites={"scale": 4}, max_rel_error=1e-6, int8_agreement=0.992),
+            row("vit_32", "auto", "neuron", "int8", error="ExportError", reason="because"),
+        ],
+        "cost": [
+            row("n", "min", "neuron", "fp32", maker="unit_fast", batch=batch, median_ms=2.0, p20_ms=1.9, p80_ms=2.2)
+            | {"ratio": 1.08}
+            for batch in (1, 16)
+        ],
+    }
+    monkeypatch.setattr(tables_export, "_rows", lambda part: results.get(part, []))
+
+    heads, cells = tables_export.forms()
+    by_head = dict(zip(heads, cells, strict=True))
+    assert by_head["`clip`, tensor"] == "3e-06"
+    assert by_head["`folded`, channel"] == "4e-06 (1 of 4 sites)"
+    assert by_head["int8, channel"] == "99.2%"
+    assert by_head["int8, neuron"] == "refused"
+    assert tables_export.cost()[1] == ["fp32", "min", "neuron", *["2.00 (1.90 to 2.20)", "1.08×"] * 2]
+    assert tables_export.openvino()[1][0] == "not measured yet"
