@@ -46,6 +46,19 @@ class CleanActivations:
     maximum: Tensor
 
 
+@dataclass(frozen=True)
+class CleanReadings:
+    """What the clamps took away from clean samples that the bounds were not fitted on: what is usual.
+
+    Attributes:
+        counts: how many activations of each site lay above their bound, (samples, sites), int64.
+        excess: how far the furthest of each site lay above its bound, (samples, sites), float32; 0 where none did.
+    """
+
+    counts: Tensor
+    excess: Tensor
+
+
 @dataclass(frozen=True, repr=False)
 class Bounds(Mapping[str, Tensor]):
     """The bounds of one model: site name -> float32 tensor that broadcasts to one sample of that site.
@@ -57,6 +70,7 @@ class Bounds(Mapping[str, Tensor]):
         fingerprint: of the model they were fitted on; they go onto no other.
         metadata: method, settings, accuracies, sample counts and versions; JSON types only.
         clean: what calibration saw at each site, for summaries and plots; may be empty.
+        readings: what the clamps took away from clean samples, for thresholds; None in files of earlier versions.
     """
 
     tensors: dict[str, Tensor]
@@ -65,6 +79,7 @@ class Bounds(Mapping[str, Tensor]):
     fingerprint: Fingerprint
     metadata: dict[str, Any] = field(default_factory=dict)
     clean: dict[str, CleanActivations] = field(default_factory=dict)
+    readings: CleanReadings | None = None
 
     def __post_init__(self) -> None:
         if self.granularity not in get_args(Granularity):
@@ -84,6 +99,12 @@ class Bounds(Mapping[str, Tensor]):
                 raise BoundsMismatchError(
                     f"the bound of site {site.name} holds NaN, which would switch its clamp off; calibrate again"
                 )
+        if self.readings is not None:
+            for name, tensor in (("counts", self.readings.counts), ("excess", self.readings.excess)):
+                if tensor.ndim != 2 or tensor.shape[1] != len(self.sites):
+                    raise BoundsMismatchError(
+                        f"the clean {name} have the shape {tuple(tensor.shape)}; expected (samples, {len(self.sites)})"
+                    )
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -143,6 +164,8 @@ class Bounds(Mapping[str, Tensor]):
         tensors = {f"bound/{name}": tensor for name, tensor in self.tensors.items()}
         for name, clean in self.clean.items():
             tensors |= {f"{part}/{name}": getattr(clean, part) for part in ("counts", "edges", "maximum")}
+        if self.readings is not None:
+            tensors |= {"clean_counts": self.readings.counts, "clean_excess": self.readings.excess}
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "granularity": self.granularity,
@@ -198,6 +221,7 @@ class Bounds(Mapping[str, Tensor]):
             for site in sites
             if f"counts/{site.name}" in stored
         }
+        readings = CleanReadings(stored["clean_counts"], stored["clean_excess"]) if "clean_counts" in stored else None
         return cls(
             tensors={site.name: stored[f"bound/{site.name}"] for site in sites},
             sites=sites,
@@ -205,6 +229,7 @@ class Bounds(Mapping[str, Tensor]):
             fingerprint=Fingerprint(**header["fingerprint"]),
             metadata=header["metadata"],
             clean=clean,
+            readings=readings,
         )
 
     def tightness(self, name: str) -> float:

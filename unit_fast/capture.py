@@ -26,8 +26,8 @@ from unit_fast.fusion.rewrite import tidy
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
-# torch.export traces with process-wide state, and a model must not lose its mode to another thread's capture.
-_ONE_AT_A_TIME = threading.RLock()
+# torch.export and Inductor trace with process-wide state, and a model must not lose its mode to another's capture.
+ONE_AT_A_TIME = threading.RLock()
 
 # Tagged as random, but not so with the arguments that evaluation gives them; dropout is checked on its own.
 _QUIET = re.compile(r"aten\.(\w*dropout|rrelu|\w*scaled_dot_product\w*)\b")
@@ -50,7 +50,7 @@ def capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exam
         CaptureError: the model cannot be run on the example, or holds what has no plain graph: control flow that
             depends on the data, a fixed batch size, a buffer that changes while it runs. Names operator and place.
     """
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         return _capture(_unwrapped(model), example_input)
 
 

@@ -16,6 +16,7 @@ from unit_fast.calibration.granularity import Granularity, check_granularity
 from unit_fast.calibration.inputs import Inputs, call_model
 from unit_fast.calibration.logits import check_logits, default_logits
 from unit_fast.calibration.progress import Progress, reporting
+from unit_fast.calibration.readings import clean_readings
 from unit_fast.calibration.samples import SampleStore
 from unit_fast.calibration.survey import Survey, survey
 from unit_fast.capture import Example, call_arguments, capture, evaluation_mode
@@ -77,8 +78,8 @@ def calibrate(
     """
     method = _method(method)
     granularity = check_granularity(granularity)
-    if batch_size < 1:
-        raise UnitFastError(f"batch_size must be at least 1; got {batch_size}")
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise UnitFastError(f"batch_size must be at least 1, a whole number; got {batch_size!r}")
     device, float_dtype = _home(model, example_input)
     # Methods take gradients, whatever mode the caller is in.
     with (
@@ -202,7 +203,9 @@ def _result(context: CalibrationContext, method: Method, tensors: dict[str, Tens
         **context.notes,
     }
     fingerprint = context.graph.meta["fingerprint"]
-    return Bounds(bounds, context.sites, context.granularity, fingerprint, metadata, seen.clean)
+    held_out = context.samples.batches(context.validation_indices, context.batch_size)
+    readings = clean_readings(sanitised, (batch.x for batch in held_out))
+    return Bounds(bounds, context.sites, context.granularity, fingerprint, metadata, seen.clean, readings)
 
 
 def _checked(logits: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:

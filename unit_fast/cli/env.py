@@ -79,11 +79,13 @@ def _devices() -> dict[str, str]:
 
 def _backends() -> dict[str, Any]:
     from unit_fast.cli.devices import parse_device
-    from unit_fast.runtime.backends import Backend, unavailable
+    from unit_fast.runtime.backends import Backend, auto_choice, unavailable
 
     device = parse_device("auto")
     reasons = {backend: unavailable(backend, device) for backend in get_args(Backend) if backend != "auto"}
-    return {f"{name} on {device.type}": f"no: {reason}" if reason else "yes" for name, reason in reasons.items()}
+    able = {f"{name} on {device.type}": f"no: {reason}" if reason else "yes" for name, reason in reasons.items()}
+    chosen, why = auto_choice(device)
+    return able | {f"auto on {device.type}": f"{chosen}: {why}"}
 
 
 def _table(title: str, values: dict[str, Any]) -> Table:

@@ -1,62 +1,41 @@
-"""The backends: what each must be able to do, which of them run here, and why the others do not."""
+"""The backends by name: which of them run here, and why the others do not."""
 
+import os
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
-from unit_fast.errors import BackendUnavailableError, UnitFastWarning
+from unit_fast.errors import BackendUnavailableError
+from unit_fast.runtime.automatic import Automatic, FallbackWarning
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
-from unit_fast.runtime.explain import SiteNote
+from unit_fast.runtime.fused import Fused
 from unit_fast.runtime.onnx_session import OnnxSession
-from unit_fast.runtime.program import Program
+from unit_fast.runtime.runner import Runner
 
 Backend = Literal["auto", "triton", "onnxruntime", "compile", "eager"]
 
 
-class FallbackWarning(UnitFastWarning):
-    """``backend="auto"`` could not take the faster backend."""
-
-
-class Runner(Protocol):
-    """Runs one :class:`Program`; made when it is first needed, and made anew when the weights have changed.
-
-    Calls come with floating tensors already in the program's dtype, from several threads at once.
-    """
-
-    def __init__(self, program: Program) -> None: ...
-
-    @classmethod
-    def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why it cannot run on ``device`` in ``dtype``, and what to do; None when it can."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns."""
-
-    def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        """What the model returns, and (N, sites): how many activations lie above their bound."""
-
-    def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
-        """Do now, for these batch sizes, what the first call (and that of ``monitor``) would have to do."""
-
-    def explain(self) -> Sequence[SiteNote]:
-        """What runs each site, and why."""
-
-
 RUNNERS: dict[str, type[Runner]] = {
+    "auto": Automatic,
+    "triton": Fused,
     "onnxruntime": OnnxSession,
     "compile": Compiled,
     "eager": Eager,
 }
 
-# What "auto" takes: the first that can run. That it is not the first of all is said once.
+# What backend="auto" takes: the first that can run. On the CPU that is the class that measures, where there are two to
+# choose from. It is said once when it had to be one of the last.
 _PREFERENCE = {
-    "cpu": ("compile", "eager"),
-    "cuda": ("compile", "eager"),
+    "cpu": ("auto", "compile", "onnxruntime", "eager"),
+    "cuda": ("triton", "compile", "eager"),
 }
+_NO_LOSS = {"cpu": ("auto", "compile"), "cuda": ("triton",)}
+_MEASURED = "torch.compile or ONNX Runtime, whichever warmup() measures to be faster"
+
+OVERRIDE = "UNIT_FAST_BACKEND"
+"""The environment variable that names what "auto" takes."""
 
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
@@ -69,22 +48,34 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype = torch.f
 def choose(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
     """The backend to run: the one that is named, or for "auto" the fastest that can run on ``device``.
 
+    ``UNIT_FAST_BACKEND`` in the environment names another for "auto".
+
     Raises:
         BackendUnavailableError: the backend is unknown, or was named and cannot run here.
     """
-    if backend not in get_args(Backend):
-        raise BackendUnavailableError(f"backend is {backend!r}; expected one of {', '.join(get_args(Backend))}")
-    if backend != "auto":
-        reason = unavailable(backend, device, dtype)
-        if reason is not None:
-            raise BackendUnavailableError(f"backend {backend!r} cannot run on {device}: {reason}")
-        return backend  # type: ignore[return-value]
+    named = os.environ.get(OVERRIDE, "auto") if backend == "auto" else backend
+    if named not in get_args(Backend):
+        place = "backend" if backend != "auto" else f"{OVERRIDE} in the environment"
+        raise BackendUnavailableError(f"{place} is {named!r}; expected one of {', '.join(get_args(Backend))}")
+    if named == "auto":
+        chosen, why = auto_choice(device, dtype)
+        if chosen not in _NO_LOSS.get(device.type, ("compile",)):
+            warnings.warn(f"running by {chosen}: {why}", FallbackWarning, stacklevel=3)
+        return chosen
+    reason = unavailable(named, device, dtype)
+    if reason is not None:
+        raise BackendUnavailableError(f"backend {named!r} cannot run on {device}: {reason}")
+    return named  # type: ignore[return-value]
+
+
+def auto_choice(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Backend, str]:
+    """What "auto" takes on ``device``, and why: what those before it lack."""
     reasons: list[str] = []
     for candidate in _PREFERENCE.get(device.type, ("compile", "eager")):
         reason = unavailable(candidate, device, dtype)
         if reason is None:
-            if reasons:
-                warnings.warn(f"running by {candidate}: {'; '.join(reasons)}", FallbackWarning, stacklevel=3)
-            return candidate  # type: ignore[return-value]
-        reasons.append(reason)
-    raise BackendUnavailableError(f"no backend can run on {device}: {'; '.join(reasons)}")
+            why = _MEASURED if candidate == "auto" else "; ".join(reasons) or "the fastest there is"
+            return candidate, why  # type: ignore[return-value]
+        if candidate != "auto" or not reasons:
+            reasons.append(reason)
+    raise AssertionError("the eager backend runs everywhere")

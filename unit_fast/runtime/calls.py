@@ -39,6 +39,10 @@ class Call:
         """Its tensors, in order."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
+    def to(self, device: torch.device) -> "Call":
+        """The same call with its tensors on ``device``."""
+        return self.map_tensors(lambda tensor: tensor.to(device))
+
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Call":
         """The same call with ``function`` over every tensor."""
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))

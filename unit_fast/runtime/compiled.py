@@ -8,7 +8,6 @@ graph goes to Inductor directly, and what was compiled is found by the shapes of
 
 import logging
 import shutil
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, ParityError
 from unit_fast.runtime.agreement import difference
 from unit_fast.runtime.explain import SiteNote
@@ -32,8 +32,6 @@ Function = Callable[..., Any]
 Key = tuple[tuple[torch.Size, torch.dtype], ...]
 
 _logger = logging.getLogger(__name__)
-# Inductor keeps process-wide state while it compiles.
-_COMPILING = threading.Lock()
 
 
 class Compiled:
@@ -43,6 +41,7 @@ class Compiled:
         self._program = program
         self._output = CompiledGraph(program.module)
         self._with_counts: CompiledGraph | None = None
+        self._with_excess: CompiledGraph | None = None
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - the protocol's
@@ -63,6 +62,13 @@ class Compiled:
             self._with_counts = CompiledGraph(self._program.counting)
         output, counts = self._with_counts(args, kwargs)
         return output, counts
+
+    def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
+        """The model's output, the counts, and the largest excess over a bound, (N, sites) each."""
+        if self._with_excess is None:
+            self._with_excess = CompiledGraph(self._program.inspecting)
+        output, counts, excess = self._with_excess(args, kwargs)
+        return output, counts, excess
 
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Compile for these batch sizes, and compare with the reference."""
@@ -89,6 +95,7 @@ class _Variant:
     key: Key
     batch: sympy.Symbol | None  # None: for the batch size in the key only
     guards: tuple[sympy.Basic, ...]
+    sizes: str
 
     def takes(self, key: Key, batch: int) -> bool:
         if self.batch is None:
@@ -126,9 +133,8 @@ class CompiledGraph:
 
     @property
     def compiled_for(self) -> str:
-        """The batch sizes it has met, in words."""
-        sizes = sorted({key[self._batched[0]][0][0] for key in self._known}) if self._batched else []
-        return f"batch {', '.join(map(str, sizes))}" if sizes else "nothing yet"
+        """The batch sizes it is compiled for, in words."""
+        return f"batch {', '.join(variant.sizes for variant in self._variants)}" if self._variants else "nothing yet"
 
     def _first_call(self, key: Key, inputs: list[Tensor]) -> Any:
         with torch.inference_mode(False), torch.no_grad():
@@ -137,7 +143,7 @@ class CompiledGraph:
             if 0 in batches:
                 return expected
             batch = batches.pop() if len(batches) == 1 else 1
-            with _COMPILING:
+            with ONE_AT_A_TIME:
                 variant = next((variant for variant in self._variants if variant.takes(key, batch)), None)
                 if variant is None:
                     variant = self._compile(key, inputs, batch)
@@ -181,5 +187,7 @@ class CompiledGraph:
         size = fakes[self._batched[0]].shape[0] if self._batched else batch
         symbol = size.node.expr if isinstance(size, torch.SymInt) else None
         if not isinstance(symbol, sympy.Symbol):  # compilation found that only this size will do
-            return _Variant(function, key, None, ())
-        return _Variant(function, key, symbol, tuple(guard.expr for guard in shapes.guards))
+            return _Variant(function, key, None, (), str(batch))
+        least, most = shapes.var_to_range[symbol].lower, shapes.var_to_range[symbol].upper
+        sizes = f"{least} to {most}" if most.is_Integer and most < 2**31 else f"{least} and more"
+        return _Variant(function, key, symbol, tuple(guard.expr for guard in shapes.guards), sizes)

@@ -30,6 +30,11 @@ class Eager:
         output, counts = self._program.counting(*args, **kwargs)
         return output, counts
 
+    def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
+        """The model's output, the counts, and the largest excess over a bound, (N, sites) each."""
+        output, counts, excess = self._program.inspecting(*args, **kwargs)
+        return output, counts, excess
+
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Nothing is there to prepare."""
 

@@ -1,8 +1,9 @@
 """SanitizedModel: an nn.Module, called as the model it protects."""
 
 import copy
+import dataclasses
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -10,11 +11,17 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from unit_fast.bounds import Bounds
+from unit_fast.calibration.loader_batches import read_batch
+from unit_fast.calibration.readings import clean_readings
 from unit_fast.errors import UnitFastError
-from unit_fast.runtime.backends import RUNNERS, Backend, Runner, choose
+from unit_fast.runtime.backends import RUNNERS, Backend, choose
 from unit_fast.runtime.calls import Call
+from unit_fast.runtime.compiled import Compiled
+from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import as_text
 from unit_fast.runtime.program import Program
+from unit_fast.runtime.runner import Runner
+from unit_fast.runtime.threshold import measures, saturation, threshold
 
 
 class SanitizedModel(nn.Module):
@@ -46,14 +53,14 @@ class SanitizedModel(nn.Module):
         self._example = example if dtype is None else example.map_tensors(self._cast)
         self._lock = threading.Lock()
         self._built: tuple[int, Runner] | None = None
+        self._beside: tuple[Runner, Compiled | Eager] | None = None
         self._watched = self._watch()
         self.backend = self._choose()
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Called as the model is; floating-point inputs are cast to the dtype chosen in :func:`unit_fast.sanitize`."""
-        if self._dtype is not None:
-            args, kwargs = pytree.tree_map(self._cast, (args, kwargs))
+        args, kwargs = self._cast_all(args), self._cast_all(kwargs)
         if torch.compiler.is_compiling():
             return self.graph_module(*args, **kwargs)
         return self._runner()(*args, **kwargs)
@@ -69,6 +76,56 @@ class SanitizedModel(nn.Module):
             UnitFastError: they are no positive whole numbers.
         """
         self._runner().warmup(_checked_sizes(batch_sizes), monitor)
+        return self
+
+    def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """The output and, per sample, the share of neurons above their bound: (N,) float32 in [0, 1].
+
+        Called as the model is. The share is counted in the same pass. :meth:`inspect` tells triggers better.
+        """
+        output, counts = self._runner().monitor(*self._cast_all(args), **self._cast_all(kwargs))
+        return output, saturation(counts, self.bounds)
+
+    def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Mapping[str, Tensor]]:
+        """The output and, per sample, two measures of what the clamps took away, (N,) float32 each.
+
+        "saturation" is that of :meth:`monitor`. "excess" is how far the worst activation lies above its bound, in units
+        of what is usual for clean samples at its site: a trigger drives few neurons, but far (docs/runtime.md has the
+        figures). It needs bounds with clean readings; without them it is missing. Runs by torch.compile where that is
+        possible, whatever the backend, else eagerly.
+        """
+        output, counts, excess = self._inspector()(*self._cast_all(args), **self._cast_all(kwargs))
+        return output, measures(counts, excess, self.bounds)
+
+    def threshold(self, fpr: float = 0.01, of: str = "saturation") -> float:
+        """The value of a measure that a clean sample exceeds with probability ``fpr`` at most.
+
+        From the clean samples that :func:`unit_fast.calibrate` held out, or those of :meth:`fit_threshold`.
+
+        Args:
+            fpr: false alarms allowed, a share of clean samples; n samples allow 1 / (n + 1) and more.
+            of: "saturation", which :meth:`monitor` returns, or "excess", which :meth:`inspect` does.
+
+        Raises:
+            DataError: the bounds hold no clean readings, or of too few samples for ``fpr``.
+            UnitFastError: ``fpr`` or ``of`` is out of range.
+        """
+        return threshold(self.bounds, fpr, of)
+
+    def fit_threshold(self, loader: Iterable[Any]) -> "SanitizedModel":
+        """Learn what is usual from clean samples; returns self. ``bounds.save`` then keeps it.
+
+        Args:
+            loader: batches ``(x, y)`` or ``x`` of clean samples, preferably none that bounds were fitted on.
+
+        Raises:
+            DataError: the loader gives nothing usable.
+        """
+        device = self._device()
+        batches = (read_batch(item, number)[0] for number, item in enumerate(loader))
+        moved = (pytree.tree_map_only(Tensor, lambda leaf: self._cast(leaf.to(device)), x) for x in batches)
+        readings = clean_readings(self.graph_module, moved)
+        self.bounds = dataclasses.replace(self.bounds, readings=readings)
         return self
 
     def explain(self) -> str:
@@ -99,7 +156,7 @@ class SanitizedModel(nn.Module):
 
     def _copy(self, copied: Callable[[Any], Any]) -> "SanitizedModel":
         clone = type(self).__new__(type(self))
-        own = {"_built": None, "_lock": threading.Lock(), "bounds": self.bounds}
+        own = {"_built": None, "_beside": None, "_lock": threading.Lock(), "bounds": self.bounds}
         clone.__dict__.update({name: own[name] if name in own else copied(value) for name, value in vars(self).items()})
         clone._watched = clone._watch()
         return clone
@@ -131,15 +188,33 @@ class SanitizedModel(nn.Module):
         return [tensor for tensor in tensors if not tensor.is_inference()]  # those keep no version
 
     def _choose(self) -> Backend:
-        device = next((tensor.device for tensor in (*self._watched, *self._example.tensors())), torch.device("cpu"))
-        return choose(self._wanted, device, self._weights_dtype())
+        return choose(self._wanted, self._device(), self._weights_dtype())
+
+    def _device(self) -> torch.device:
+        tensors = (*self.graph_module.parameters(), *self.graph_module.buffers(), *self._example.tensors())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def _inspector(self) -> Callable[..., Any]:
+        runner = self._runner()
+        if isinstance(runner, Compiled | Eager):
+            return runner.inspect
+        with self._lock:
+            if self._beside is None or self._beside[0] is not runner:
+                able = Compiled.unavailable(self._device(), self._weights_dtype()) is None
+                program = Program(self.graph_module, self.bounds, self._example)
+                self._beside = runner, (Compiled(program) if able else Eager(program))
+            return self._beside[1].inspect
 
     def _weights_dtype(self) -> torch.dtype:
         floating = (tensor.dtype for tensor in self.graph_module.parameters() if tensor.is_floating_point())
         return next(floating, self._dtype or torch.float32)
 
     def _cast(self, leaf: Any) -> Any:
-        return leaf.to(self._dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+        floating = self._dtype is not None and isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.to(self._dtype) if floating else leaf
+
+    def _cast_all(self, values: Any) -> Any:
+        return values if self._dtype is None else pytree.tree_map(self._cast, values)
 
 
 def _checked_sizes(batch_sizes: Any) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from unit_fast.bounds import Bounds
+from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, ParityError, UnitFastError
 from unit_fast.export.session import OnnxRuntimeModel
 from unit_fast.runtime.agreement import difference
@@ -85,7 +86,7 @@ class SessionGraph:
         output = next(node for node in self._flat.module.graph.nodes if node.op == "output")
         self._leaves = list(output.args[0])
         _logger.info("exporting the sanitised graph for ONNX Runtime")
-        with tempfile.TemporaryDirectory(prefix="unit_fast-") as folder:
+        with ONE_AT_A_TIME, tempfile.TemporaryDirectory(prefix="unit_fast-") as folder:
             file = Path(folder) / "model.onnx"
             options = Options(form="auto", precision="fp32", opset=20, verify=False)
             try:

@@ -45,7 +45,7 @@ def sanitize(
     bounds.require_model(captured.meta["fingerprint"], find_sites(captured))
     tensors = [*captured.parameters(), *captured.buffers(), *pytree.tree_leaves(call_arguments(example_input))]
     device = next(tensor.device for tensor in tensors if isinstance(tensor, torch.Tensor))
-    graph_module = insert_bounds(captured, {name: bound.to(device) for name, bound in bounds.items()})
+    graph_module = insert_bounds(captured, {name: bound.to(device, copy=True) for name, bound in bounds.items()})
     if dtype is not None:
         graph_module = graph_module.to(dtype)
     return SanitizedModel(graph_module, bounds, backend, dtype, Call.from_example(example_input))

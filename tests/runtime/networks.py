@@ -1,0 +1,58 @@
+"""Small networks with bounds that bind, and how they are called."""
+
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unit_fast.bounds import Bounds, bound_shape
+from unit_fast.capture import Example, capture
+from unit_fast.sites import find_sites
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+def images(count: int, size: int = 8, seed: int | None = None) -> Tensor:
+    """(count, 3, size, size), the same for the same seed."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count if seed is None else seed))
+
+
+def bounds_of(model: nn.Module, example: Example, granularity: str = "neuron", most: float = 0.6) -> Bounds:
+    """Random bounds in [0, most]."""
+    captured = capture(model, example)
+    sites = find_sites(captured)
+    generator = torch.Generator().manual_seed(5)
+    tensors = {site.name: most * torch.rand(bound_shape(site, granularity), generator=generator) for site in sites}
+    return Bounds(tensors, sites, granularity, captured.meta["fingerprint"])
+
+
+class OneConv(nn.Module):
+    """conv, ReLU, mean, linear: (N, 3, 8, 8) to (N, 5). As little to compile as there can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+
+class Nested(nn.Module):
+    """Two inputs, one optional and named, one number; a nested output: what call structures look like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 6)
+        self.second = nn.Linear(4, 6)
+
+    def forward(self, pair: tuple[Tensor, Tensor], scale: float = 1.0, *, mask: Tensor | None = None) -> dict:
+        a, b = F.relu(self.first(pair[0])), F.relu(self.second(pair[1]))
+        both = a + scale * b
+        if mask is not None:
+            both = both * mask
+        return {"sum": both, "parts": [a, (b, None)]}

@@ -1,0 +1,171 @@
+"""CPU auto: the faster candidate per batch size, by a clock that the tests hold; what fails is dropped and said."""
+
+import pytest
+import torch
+
+import unit_fast as uf
+from tests.runtime.networks import OneConv, bounds_of, images, needs_compiler
+from unit_fast.errors import BackendUnavailableError, ParityError
+from unit_fast.runtime import automatic, backends
+from unit_fast.runtime.automatic import Automatic, FallbackWarning
+from unit_fast.runtime.calls import Call
+from unit_fast.runtime.eager import Eager
+from unit_fast.runtime.explain import SiteNote
+
+
+class Clock:
+    """Moves only when told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+CLOCK = Clock()
+
+
+def candidate(name, seconds, error=None):
+    """A backend that takes ``seconds[batch]`` a call by the clock, and says its name."""
+
+    class Candidate:
+        def __init__(self, program):
+            self.program = program
+
+        def __call__(self, x):
+            if error is not None:
+                raise error
+            CLOCK.now += seconds[len(x)] if isinstance(seconds, dict) else seconds
+            return name
+
+        def monitor(self, x):
+            return name, torch.zeros(len(x), 1)
+
+        def warmup(self, batch_sizes, monitor=False):  # noqa: ARG002 - the protocol's
+            for size in batch_sizes:
+                call = self.program.example.of_size(size)
+                self(*call.args)
+
+        def explain(self):
+            return [SiteNote(site, "all", name, "") for site in self.program.bounds]
+
+    return Candidate
+
+
+@pytest.fixture(scope="module")
+def program():
+    model = OneConv().eval()
+    fast = uf.sanitize(model, bounds_of(model, images(1)), images(1), backend="eager")
+    return automatic.Program(fast.graph_module, fast.bounds, Call.from_example(images(2)))
+
+
+@pytest.fixture
+def choosing(monkeypatch, program):
+    def made(compile_, onnxruntime):
+        monkeypatch.setattr(Automatic, "candidates", {"compile": compile_, "onnxruntime": onnxruntime})
+        monkeypatch.setattr(Automatic, "clock", CLOCK)
+        return Automatic(program)
+
+    return made
+
+
+def test_each_batch_size_gets_the_faster(choosing):
+    auto = choosing(candidate("compile", {1: 0.02, 16: 0.05}), candidate("onnxruntime", {1: 0.01, 16: 0.09}))
+    auto.warmup([1, 16])
+    assert auto(images(1)) == "onnxruntime"
+    assert auto(images(16)) == "compile"
+    text = "\n".join(note.why for note in auto.explain())
+    assert "batch 1: onnxruntime 10 ms against compile 20 ms; batch 16: compile 50 ms against onnxruntime 90 ms" in text
+
+
+@pytest.mark.parametrize(("batch", "taken"), [(2, "onnxruntime"), (3, "onnxruntime"), (7, "compile"), (100, "compile")])
+def test_other_batch_sizes_follow_the_nearest(choosing, batch, taken):
+    slow_at_16, slow_at_1 = {1: 0.01, 16: 0.09}, {1: 0.02, 16: 0.05}
+    compile_, onnxruntime = (
+        candidate(name, dict.fromkeys((2, 3, 7, 100), 0.0) | seconds)
+        for name, seconds in (("compile", slow_at_1), ("onnxruntime", slow_at_16))
+    )
+    auto = choosing(compile_, onnxruntime)
+    auto.warmup([1, 16])
+    assert auto(images(batch)) == taken
+
+
+def test_before_warmup_it_compiles_and_measures_nothing(choosing):
+    auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01))
+    before = CLOCK.now
+    assert auto(images(3)) == "compile"
+    assert CLOCK.now - before == pytest.approx(0.02)
+    assert "until warmup()" in auto.explain()[0].why
+
+
+def test_a_gain_within_the_spread_changes_nothing(choosing):
+    auto = choosing(candidate("compile", 0.0100), candidate("onnxruntime", 0.0098))
+    auto.warmup([1])
+    assert auto(images(1)) == "compile"
+
+
+def test_what_is_never_chosen_is_let_go(choosing):
+    auto = choosing(candidate("compile", 0.01), candidate("onnxruntime", 0.02))
+    auto.warmup([1, 2])
+    assert list(auto._made) == ["compile"]
+
+
+@pytest.mark.parametrize("error", [ParityError("off by 0.3"), BackendUnavailableError("no such operator")], ids=repr)
+def test_what_fails_is_dropped_with_a_warning(choosing, error):
+    auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01, error))
+    with pytest.warns(FallbackWarning, match=f"without the onnxruntime backend: {error}"):
+        auto.warmup([1])
+    assert auto(images(1)) == "compile"
+    auto.warmup([4])  # and is said once
+
+
+def test_without_warmup_too(choosing):
+    auto = choosing(candidate("compile", 0.02, ParityError("off")), candidate("onnxruntime", 0.01))
+    with pytest.warns(FallbackWarning, match="without the compile backend: off"):
+        assert auto(images(1)) == "onnxruntime"
+    assert auto.monitor(images(2))[0] == "onnxruntime"
+
+
+def test_with_nothing_left_the_reference_runs(choosing, program):
+    broken = candidate("broken", 0.01, ParityError("off"))
+    auto = choosing(broken, broken)
+    with pytest.warns(FallbackWarning):
+        auto.warmup([1])
+    assert torch.equal(auto(images(3)), program.module(images(3)))
+    assert isinstance(auto._runner("eager"), Eager)
+
+
+def test_auto_is_measured_where_there_is_a_choice(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(backends.Compiled, "unavailable", lambda *_: None)
+    assert backends.choose("auto", cpu) == "auto"
+    assert backends.choose("auto", cpu, torch.float64) == "compile"
+    monkeypatch.setattr(backends.OnnxSession, "unavailable", lambda *_: "not installed")
+    assert backends.choose("auto", cpu) == "compile"  # and nobody is warned of a package that is optional
+    monkeypatch.setattr(backends.Compiled, "unavailable", lambda *_: "no compiler")
+    with pytest.warns(FallbackWarning, match="running by eager: .*no compiler; not installed"):
+        assert backends.choose("auto", cpu) == "eager"
+
+
+def test_the_environment_names_what_auto_takes(monkeypatch):
+    monkeypatch.setenv(backends.OVERRIDE, "eager")
+    assert backends.choose("auto", torch.device("cpu")) == "eager"
+    monkeypatch.setenv(backends.OVERRIDE, "fast")
+    with pytest.raises(BackendUnavailableError, match="UNIT_FAST_BACKEND in the environment is 'fast'; expected one"):
+        backends.choose("auto", torch.device("cpu"))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_real_candidates_agree_and_one_is_chosen():
+    pytest.importorskip("onnxruntime")
+    model = OneConv().eval()
+    bounds = bounds_of(model, images(1))
+    fast = uf.sanitize(model, bounds, images(2)).warmup([1])
+    assert fast.backend == "auto"
+    torch.testing.assert_close(
+        fast(images(1)), uf.sanitize(model, bounds, images(1), backend="eager")(images(1)), rtol=1e-5, atol=1e-5
+    )
+    assert " ms against " in fast.explain()

@@ -1,0 +1,205 @@
+"""The "compile" backend: the reference's numbers at every batch size, compiled once or twice for all of them."""
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+import unit_fast as uf
+from tests.runtime.networks import Nested, OneConv, bounds_of, images, needs_compiler
+from unit_fast.runtime import compiled
+
+pytestmark = [needs_compiler, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return OneConv().eval()
+
+
+@pytest.fixture(scope="module")
+def bounds(model):
+    return bounds_of(model, images(2))
+
+
+@pytest.fixture(scope="module")
+def fast(model, bounds):
+    return uf.sanitize(model, bounds, images(1), backend="compile").warmup([1, 3, 20], monitor=True)
+
+
+@pytest.fixture(scope="module")
+def eager(model, bounds):
+    return uf.sanitize(model, bounds, images(1), backend="eager")
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The batch sizes compiled for in the test."""
+    seen: list[int] = []
+    original = compiled.CompiledGraph._compile
+
+    def counted(self, key, inputs, batch):
+        seen.append(batch)
+        return original(self, key, inputs, batch)
+
+    monkeypatch.setattr(compiled.CompiledGraph, "_compile", counted)
+    return seen
+
+
+def agree(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_after_three_sizes_all_others_run_what_is_compiled(fast, eager, compilations):
+    for batch in (*range(1, 24), 64, 100):
+        agree(fast(images(batch)), eager(images(batch)))
+    assert compilations == []
+
+
+def test_no_mode_of_the_caller_compiles_again(fast, eager, compilations):
+    expected = eager(images(3))
+    with torch.inference_mode():
+        agree(fast(images(3)), expected)
+    with torch.no_grad():
+        agree(fast(images(3)), expected)
+    agree(fast(images(3).requires_grad_()), expected)
+    agree(fast(x=images(3)), expected)
+    assert compilations == []
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        pytest.param(lambda x: x.to(memory_format=torch.channels_last), id="channels_last"),
+        pytest.param(lambda x: x.transpose(2, 3).contiguous().transpose(2, 3), id="transposed"),
+        pytest.param(lambda x: x[:, :1].expand(-1, 3, -1, -1), id="expanded"),
+        pytest.param(lambda x: torch.cat([x, x], 3)[..., 8:], id="a slice that starts inside"),
+    ],
+)
+def test_inputs_of_any_layout(fast, eager, compilations, laid_out):
+    x = laid_out(images(4))
+    assert not x.is_contiguous()
+    agree(fast(x), eager(x.contiguous()))
+    assert compilations == []
+
+
+def test_an_empty_batch_gives_an_empty_result(fast):
+    assert fast(images(0)).shape == (0, 5)
+    output, counts = fast._runner().monitor(images(0))
+    assert output.shape == (0, 5)
+    assert counts.shape == (0, 1)
+
+
+def test_counts_are_those_of_the_reference(fast, eager, bounds):
+    x = images(6)
+    output, counts = fast._runner().monitor(x)
+    weight, bias = (eager.graph_module.get_parameter(f"conv.{name}") for name in ("weight", "bias"))
+    activation = torch.relu(torch.conv2d(x, weight, bias, padding=1))
+    assert counts.tolist() == (activation > bounds["relu"]).sum((1, 2, 3)).unsqueeze(1).tolist()
+    assert counts.min() > 0
+    agree(output, fast(x))
+
+
+def test_inspection_gives_the_largest_excess(fast, eager, bounds):
+    x = images(6)
+    output, counts, excess = fast._runner().inspect(x)
+    weight, bias = (eager.graph_module.get_parameter(f"conv.{name}") for name in ("weight", "bias"))
+    activation = torch.relu(torch.conv2d(x, weight, bias, padding=1))
+    agree(excess[:, 0], (activation - bounds["relu"]).amax((1, 2, 3)).clamp(min=0))
+    agree(output, fast(x))
+    assert counts.shape == (6, 1)
+
+
+def test_changed_weights_are_compiled_anew(model, bounds, compilations):
+    fast = uf.sanitize(OneConv().eval(), bounds, images(1), backend="compile").warmup([1])
+    with torch.no_grad():
+        fast.graph_module.get_parameter("head.weight").zero_()
+    agree(fast(images(1)), model.head.bias.expand(1, -1))
+    fast.load_state_dict({name: tensor * 0 for name, tensor in fast.state_dict().items()})
+    assert fast(images(1)).abs().max() == 0
+    assert compilations == [1, 1, 1]
+
+
+def test_threads_may_call_while_another_compiles(fast, eager, model, bounds):
+    expected = eager(images(3))
+    stop, wrong = threading.Event(), []
+
+    def serve() -> None:
+        while not stop.is_set():
+            try:
+                if not torch.allclose(fast(images(3)), expected, atol=1e-5):
+                    wrong.append("other numbers")
+            except Exception as error:  # noqa: BLE001 - the test fails by what is in the list
+                wrong.append(repr(error))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        uf.sanitize(model, bounds, images(1), backend="compile").warmup([1])
+    finally:
+        stop.set()
+        thread.join()
+    assert wrong == []
+
+
+def test_several_threads_meet_a_new_size_at_once(model, bounds, eager, compilations):
+    fast = uf.sanitize(model, bounds, images(1), backend="compile")
+    results: dict[int, Tensor] = {}
+    threads = [
+        threading.Thread(target=lambda size=size: results.update({size: fast(images(size))})) for size in (2, 3, 4, 5)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compilations) == 1
+    for size, result in results.items():
+        agree(result, eager(images(size)))
+
+
+def test_what_disagrees_with_the_reference_is_not_served(model, bounds, monkeypatch):
+    original = compiled.CompiledGraph._compile
+
+    def broken(self, key, inputs, batch):
+        variant = original(self, key, inputs, batch)
+        return compiled._Variant(lambda *x: [y + 0.01 for y in variant.function(*x)], key, None, (), "1")
+
+    monkeypatch.setattr(compiled.CompiledGraph, "_compile", broken)
+    fast = uf.sanitize(model, bounds, images(1), backend="compile")
+    with pytest.raises(uf.ParityError, match=r"at batch 1: output 0 is off by .* of its largest value"):
+        fast(images(1))
+
+
+def test_a_compiler_that_fails_is_named(model, bounds, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(compiled.torch._inductor, "compile", fails)
+    fast = uf.sanitize(model, bounds, images(1), backend="compile")
+    with pytest.raises(uf.BackendUnavailableError, match=r"cannot compile .*no such instruction.*eager"):
+        fast(images(1))
+
+
+def test_nested_signatures_are_kept():
+    model = Nested().eval()
+    pair, mask = (torch.randn(3, 4), torch.randn(3, 4)), torch.rand(3, 6)
+    bounds = bounds_of(model, {"pair": pair, "scale": 2.0, "mask": mask})
+    fast = uf.sanitize(model, bounds, {"pair": pair, "scale": 2.0, "mask": mask}, backend="compile")
+    eager = uf.sanitize(model, bounds, {"pair": pair, "scale": 2.0, "mask": mask}, backend="eager")
+    actual, expected = (run(pair=pair, scale=2.0, mask=mask) for run in (fast, eager))
+    agree(actual["sum"], expected["sum"])
+    agree(actual["parts"][0], expected["parts"][0])
+    agree(actual["parts"][1][0], expected["parts"][1][0])
+    assert isinstance(actual["parts"][1], tuple)
+    assert actual["parts"][1][1] is None
+    assert (expected["sum"] - model(pair, 2.0, mask=mask)["sum"]).abs().max() > 1e-2
+
+
+def test_inputs_that_do_not_fit_fail_in_the_models_own_words(fast):
+    with pytest.raises((ValueError, RuntimeError), match=r"3, 5, 8, 8|5 channels"):
+        fast(torch.randn(3, 5, 8, 8))
+
+
+def test_explain_says_what_is_compiled(fast):
+    assert "compiled for batch 1, 2 to 15, 16 and more" in fast.explain()

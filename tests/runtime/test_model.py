@@ -1,0 +1,145 @@
+"""The drop-in: what people do with an nn.Module, done with a sanitised one."""
+
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import unit_fast as uf
+from tests.networks import SmallResNet, randomised
+from tests.runtime.networks import OneConv, bounds_of, images, needs_compiler
+
+
+@pytest.fixture
+def model():
+    return randomised(SmallResNet())
+
+
+@pytest.fixture
+def fast(model):
+    return uf.sanitize(model, bounds_of(model, images(2)), images(2), backend="eager")
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3, 7])
+def test_under_inference_mode_and_no_grad(fast, batch):
+    expected = fast(images(batch))
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            assert torch.equal(fast(images(batch) * 1), expected)
+            assert fast.monitor(images(batch))[1].shape == (batch,)
+
+
+@pytest.mark.parametrize(
+    ("convert", "dtype"),
+    [("double", torch.float64), ("half", torch.float16), ("bfloat16", torch.bfloat16)],
+)
+def test_converted_as_any_module(fast, convert, dtype):
+    expected = fast(images(3))
+    converted = getattr(copy.deepcopy(fast), convert)()
+    assert all(tensor.dtype == dtype for tensor in converted.state_dict().values())
+    y = converted(images(3).to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), expected, rtol=5e-2, atol=5e-2)
+    converted.warmup([2], monitor=True)  # its example was converted too
+    assert fast(images(3)).dtype == torch.float32
+
+
+def test_a_chosen_dtype_follows_a_conversion(model):
+    bounds = bounds_of(model, images(2))
+    fast = uf.sanitize(model, bounds, images(2), backend="eager", dtype=torch.bfloat16)
+    assert fast(images(3)).dtype == torch.bfloat16
+    assert fast.double()(images(3)).dtype == torch.float64
+
+
+def test_to_a_device_and_back(fast):
+    expected = fast(images(3))
+    meta = copy.deepcopy(fast).to("meta")
+    assert meta(images(3).to("meta")).shape == expected.shape
+    assert torch.equal(fast.to("cpu")(images(3)), expected)
+
+
+def test_a_deep_copy_is_a_model_of_its_own(fast):
+    expected = fast(images(3))
+    clone = copy.deepcopy(fast)
+    assert torch.equal(clone(images(3)), expected)
+    with torch.no_grad():
+        for tensor in clone.state_dict().values():
+            tensor.zero_()
+    assert clone(images(3)).abs().max() == 0
+    assert torch.equal(fast(images(3)), expected)
+    assert torch.equal(copy.copy(fast)(images(3)), expected)
+
+
+def test_a_state_dict_changes_the_model_and_not_the_bounds_it_was_made_of(fast):
+    kept = {name: bound.clone() for name, bound in fast.bounds.items()}
+    fast.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in fast.state_dict().items()})
+    assert all(torch.equal(bound, kept[name]) for name, bound in fast.bounds.items())
+    assert fast(images(2)).abs().max() == 0
+
+
+@pytest.mark.parametrize("save", [pickle.dumps, lambda fast: torch.save(fast, io.BytesIO())], ids=["pickle", "torch"])
+def test_pickling_is_refused_with_a_way_out(fast, save):
+    with pytest.raises(uf.UnitFastError, match=r"cannot be pickled.*bounds file.*sanitize\(\).*export_onnx"):
+        save(fast)
+
+
+def test_it_stays_in_evaluation_mode(fast):
+    expected = fast(images(3))
+    assert fast.train() is fast
+    assert not any(module.training for module in fast.modules())
+    outer = nn.Sequential(fast, nn.Dropout(0.5)).train()
+    assert not fast.training
+    assert outer[1].training
+    assert torch.equal(fast(images(3)), expected)
+
+
+@pytest.mark.parametrize("sizes", [4, "4", [2.0], ["2"], [True], [0], [-1], None], ids=repr)
+def test_batch_sizes_that_are_none_are_refused(fast, sizes):
+    with pytest.raises(uf.UnitFastError, match=r"expected positive whole numbers, such as warmup\(\[1, 32\]\)"):
+        fast.warmup(sizes)
+
+
+def test_any_iterable_of_sizes_will_do(fast):
+    assert fast.warmup(range(1, 3)) is fast
+
+
+def test_threads_share_one_module_while_weights_change(fast):
+    """Each answer is that of the weights before or after, whole."""
+    before, x = fast(images(3)), images(3)
+    with torch.no_grad():
+        changed = copy.deepcopy(fast)
+        changed.graph_module.get_parameter("head.bias").add_(1)
+    answers: list[torch.Tensor] = []
+    threads = [threading.Thread(target=lambda: [answers.append(fast(x)) for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    with torch.no_grad():
+        fast.graph_module.get_parameter("head.bias").add_(1)
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 80
+    assert all(torch.equal(y, before) or torch.equal(y, changed(x)) for y in answers)
+
+
+def test_explain_names_every_site_and_what_runs_it(fast):
+    lines = fast.explain().splitlines()
+    assert lines[0] == "5 sites, bounds per neuron, backend eager"
+    assert [line.split()[0] for line in lines[3:]] == list(fast.bounds)
+    assert all("eagerly" in line for line in lines[3:])
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_inside_torch_compile_it_is_the_sanitised_graph(backend):
+    model = OneConv().eval()
+    fast = uf.sanitize(model, bounds_of(model, images(2)), images(2), backend=backend)
+    expected = uf.sanitize(model, fast.bounds, images(2), backend="eager")(images(3))
+    outer = torch.compile(nn.Sequential(fast, nn.Softmax(1)), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(outer(images(3)), expected.softmax(1))
+    program = torch.export.export(fast, (images(3),))
+    torch.testing.assert_close(program.module()(images(3)), expected)

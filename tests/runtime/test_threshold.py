@@ -1,0 +1,133 @@
+"""Measures of what the clamps took away, and thresholds on them, against counting by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import unit_fast as uf
+from tests.networks import SmallResNet, randomised
+from tests.runtime.networks import bounds_of, images
+from unit_fast.bounds import CleanReadings
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomised(SmallResNet())
+
+
+@pytest.fixture(scope="module", params=["neuron", "channel", "tensor"])
+def fast(model, request):
+    return uf.sanitize(model, bounds_of(model, images(2), request.param), images(1), backend="eager")
+
+
+def activations(model: SmallResNet, bounds: uf.Bounds, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What goes into each clamp, in the module's own layers, and the output."""
+    limits, seen = iter(bounds.tensors.values()), []
+
+    def clamped(y: Tensor) -> Tensor:
+        seen.append(y)
+        return torch.minimum(y, next(limits))
+
+    y = clamped(F.relu(model.stem(x)))
+    for block in model.blocks:
+        inner = clamped(F.relu(block.bn1(block.conv1(y))))
+        y = clamped(F.relu(block.bn2(block.conv2(inner)) + y))
+    return seen, model.head(y.mean((2, 3)))
+
+
+def test_monitor_gives_the_share_of_neurons_above_their_bound(model, fast):
+    x = images(5)
+    output, saturation = fast.monitor(x)
+    seen, expected = activations(model, fast.bounds, x)
+    above = [(y > bound).flatten(1) for y, bound in zip(seen, fast.bounds.tensors.values(), strict=True)]
+    torch.testing.assert_close(saturation, torch.cat(above, 1).float().mean(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert saturation.dtype == torch.float32
+    assert 0 < saturation.min() < saturation.max() < 1
+
+
+def test_excess_is_that_of_the_worst_activation_in_units_of_clean_ones(model, fast):
+    fast = uf.sanitize(model, fast.bounds, images(1), backend="eager").fit_threshold([(images(40), None)])
+    x = 3 * images(6)
+    _, found = fast.inspect(x)
+
+    def furthest(x: Tensor) -> Tensor:
+        seen, _ = activations(model, fast.bounds, x)
+        pairs = zip(seen, fast.bounds.tensors.values(), strict=True)
+        return torch.stack([(y - bound).flatten(1).amax(1).clamp(min=0) for y, bound in pairs], 1)
+
+    expected = (furthest(x) / furthest(images(40)).mean(0)).amax(1)
+    torch.testing.assert_close(found["excess"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["saturation"], fast.monitor(x)[1])
+
+
+def test_without_clean_readings_there_is_no_excess_and_no_threshold(fast):
+    assert list(fast.inspect(images(2))[1]) == ["saturation"]
+    with pytest.raises(uf.DataError, match=r"no readings of clean samples.*calibrate again.*fit_threshold"):
+        fast.threshold()
+
+
+@pytest.mark.parametrize("of", ["saturation", "excess"])
+@pytest.mark.parametrize("fpr", [0.01, 0.1, 0.5])
+def test_no_more_clean_samples_exceed_the_threshold_than_were_allowed(model, fast, of, fpr):
+    fast = uf.sanitize(model, fast.bounds, images(1), backend="eager")
+    fast.fit_threshold(images(300).split(64))
+    limit = fast.threshold(fpr, of)
+    clean = fast.inspect(images(300))[1][of]
+    assert (clean > limit).sum() <= fpr * 300
+    assert (clean >= limit).sum() >= fpr * 300 - 1  # one rank lower and too many would exceed it
+
+
+def test_fresh_clean_samples_raise_as_few_alarms_as_promised(model, fast):
+    fast = uf.sanitize(model, fast.bounds, images(1), backend="eager").fit_threshold([images(999)])
+    alarms = (fast.monitor(images(4000))[1] > fast.threshold(0.05)).float().mean()
+    assert 0.03 < alarms < 0.07
+
+
+@pytest.mark.parametrize("fpr", [0, 1, -0.1, "1%", True, None])
+def test_impossible_rates_are_refused(fast, fpr):
+    with pytest.raises(uf.UnitFastError, match="expected a share of false alarms between 0 and 1"):
+        fast.threshold(fpr)
+
+
+def test_too_few_samples_for_a_rate_are_said(model, fast):
+    fast = uf.sanitize(model, fast.bounds, images(1), backend="eager").fit_threshold([images(40)])
+    with pytest.raises(uf.DataError, match=r"fpr=0.01 needs at least 99 clean samples.*readings of 40"):
+        fast.threshold(0.01)
+    with pytest.raises(uf.UnitFastError, match="expected one of saturation, excess"):
+        fast.threshold(0.1, of="counts")
+
+
+def test_a_loader_that_gives_nothing_is_refused(fast):
+    with pytest.raises(uf.DataError, match="no clean samples"):
+        fast.fit_threshold([])
+
+
+def test_calibrate_reads_the_samples_it_held_out_and_the_file_keeps_them(model, tmp_path):
+    x = images(120)
+    bounds = uf.calibrate(model, [(x, torch.arange(120) % 5)], method=uf.Percentile(0.9))
+    held_out = bounds.metadata["samples"]["validation"]
+    assert bounds.readings.counts.shape == bounds.readings.excess.shape == (held_out, len(bounds))
+    loaded = uf.Bounds.load(bounds.save(tmp_path / "bounds.safetensors"))
+    fast, again = (uf.sanitize(model, found, images(1), backend="eager") for found in (bounds, loaded))
+    assert fast.threshold(0.05) == again.threshold(0.05) > 0
+    readings = uf.sanitize(model, bounds, images(1), backend="eager").fit_threshold([x]).bounds.readings
+    every = {tuple(row) for row in readings.counts.tolist()}
+    assert {tuple(row) for row in bounds.readings.counts.tolist()} <= every
+
+
+def test_readings_of_another_number_of_sites_are_refused(model):
+    bounds = bounds_of(model, images(1))
+    with pytest.raises(uf.BoundsMismatchError, match=r"clean counts have the shape \(3, 2\); expected \(samples, 5\)"):
+        dataclasses.replace(bounds, readings=CleanReadings(torch.zeros(3, 2), torch.zeros(3, 2)))
+
+
+def test_nan_is_no_low_score(model, fast):
+    fast = uf.sanitize(model, fast.bounds, images(1), backend="eager").fit_threshold([images(40)])
+    x = images(3)
+    x[1] = torch.nan
+    excess = fast.inspect(x)[1]["excess"]
+    assert excess.isnan().tolist() == [False, True, False]
