@@ -4,6 +4,7 @@ Models are only ever called here: nothing of how they were captured, calibrated 
 """
 
 from unit_fast.evaluation import triggers
+from unit_fast.evaluation.detection import Detection
 from unit_fast.evaluation.examples import Example
 from unit_fast.evaluation.histograms import SiteHistogram, collect_histograms
 from unit_fast.evaluation.measure import evaluate
@@ -12,6 +13,7 @@ from unit_fast.evaluation.report import ClassResult, Report
 
 __all__ = [
     "ClassResult",
+    "Detection",
     "Example",
     "Rate",
     "Report",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unit_fast.errors import DataError
 from unit_fast.evaluation.batches import as_tensor
+from unit_fast.evaluation.detection import checked_measures
 
 
 class Classifier:
@@ -40,8 +41,17 @@ class Classifier:
         self.preprocess = preprocess
         self.device = torch.device(device) if device is not None else module_device(model)
         self.name = name
+        self._observe: Callable[..., Any] | None = None
 
-    def predict(self, inputs: Tensor, what: str) -> tuple[Tensor, int]:
+    def observe(self) -> None:
+        """From now on, let the model measure each sample too, where it can: by its ``inspect`` or ``monitor``."""
+        for method in ("inspect", "monitor"):
+            found = getattr(self.model, method, None)
+            if callable(found):
+                self._observe = found
+                return
+
+    def predict(self, inputs: Tensor, what: str) -> tuple[Tensor, int, dict[str, Tensor]]:
         """Predict classes.
 
         Args:
@@ -49,14 +59,15 @@ class Classifier:
             what: the batch in words, for messages.
 
         Returns:
-            Predictions (N,), int64, on the CPU, and the number of classes.
+            Predictions (N,), int64, on the CPU, the number of classes, and after :meth:`observe` what the model
+            measured, (N,) each by name.
 
         Raises:
             DataError: the output is no (N, classes) tensor, or has NaN.
         """
         ready = inputs if self.preprocess is None else self.preprocess(inputs)
         try:
-            output = self.model(ready)
+            output, measured = (self.model(ready), {}) if self._observe is None else self._observe(ready)
         except RuntimeError as error:
             # Shape errors come out of the depths of torch; the shape that went in is what the user can act on.
             error.add_note(f"{self.name}, {what}: called with a batch of shape {tuple(ready.shape)}, {ready.dtype}")
@@ -69,7 +80,8 @@ class Classifier:
             )
         if bool(torch.isnan(scores).any()):
             raise DataError(f"{self.name}, {what}: the output has NaN; is the data finite, and the dtype wide enough?")
-        return scores.argmax(dim=1).to("cpu", torch.int64), scores.shape[1]
+        measures = checked_measures(measured, len(inputs), f"{self.name}, {what}")
+        return scores.argmax(dim=1).to("cpu", torch.int64), scores.shape[1], measures
 
     def _scores(self, output: Any) -> Tensor:
         if self.logits is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from unit_fast.errors import DataError
 from unit_fast.evaluation.batches import Batch, labelled_batches
 from unit_fast.evaluation.classifier import Classifier, inference
+from unit_fast.evaluation.detection import Readings
 from unit_fast.evaluation.examples import Example, ExampleDraw, picture
 from unit_fast.evaluation.report import Report
 from unit_fast.evaluation.tally import Tally
@@ -37,7 +38,9 @@ def evaluate(
 ) -> Report:
     """Measure how right a model is on clean samples and what a trigger makes of it.
 
-    One pass over the loader, nothing kept but counts; the model's modes are afterwards what they were.
+    One pass over the loader, nothing kept but counts; the model's modes are afterwards what they were. With a trigger,
+    a model that measures its samples (by ``inspect(x)`` or ``monitor(x)``, as what :func:`unit_fast.sanitize` returns
+    does) is also judged as a detector of triggers; then a number a sample and measure is kept.
 
     Args:
         model: an ``nn.Module``, any function from a batch to logits (N, classes), or an ONNX Runtime session.
@@ -101,12 +104,18 @@ class _Run:
         self._target = target
         self._draw = draw
         self._tallies: list[Tally] = []
+        self._readings = [Readings() for _ in classifiers]
         self._samples = 0
+        if trigger is not None:
+            for classifier in classifiers:
+                classifier.observe()
 
     def add(self, batch: Batch) -> None:
-        clean = [
-            self._predict(number, batch.inputs, f"batch {batch.number}") for number in range(len(self._classifiers))
-        ]
+        clean = []
+        for number, readings in enumerate(self._readings):
+            predictions, measures = self._predict(number, batch.inputs, f"batch {batch.number}")
+            clean.append(predictions)
+            readings.add_clean(measures)
         classes = self._tallies[0].classes
         highest = int(batch.labels.max())
         if highest >= classes:
@@ -135,23 +144,27 @@ class _Run:
             )
         # The whole batch runs, not only the attacked samples: compiled and exported models keep their batch size.
         what = f"triggered batch {batch.number}"
-        triggered = [self._predict(number, images, what) for number in range(len(self._classifiers))]
+        triggered = []
+        for number, readings in enumerate(self._readings):
+            predictions, measures = self._predict(number, images, what)
+            triggered.append(predictions)
+            readings.add_triggered({name: values[attacked] for name, values in measures.items()})
         for tally, predictions in zip(self._tallies, triggered, strict=True):
             tally.add_triggered(batch.labels[attacked], targets[attacked], predictions[attacked])
         for place in attacked.nonzero().flatten().tolist():
             self._show(place, batch, targets, images, clean, triggered)
 
-    def _predict(self, number: int, inputs: Tensor, what: str) -> Tensor:
+    def _predict(self, number: int, inputs: Tensor, what: str) -> tuple[Tensor, dict[str, Tensor]]:
         classifier = self._classifiers[number]
         moved = inputs if classifier.device is None else inputs.to(classifier.device)
-        predictions, classes = classifier.predict(moved, what)
+        predictions, classes, measures = classifier.predict(moved, what)
         if number == len(self._tallies):
             self._tallies.append(Tally(classes))
         if classes != self._tallies[0].classes:
             raise DataError(
                 f"{classifier.name}, {what}: expected {self._tallies[0].classes} classes as before, found {classes}"
             )
-        return predictions
+        return predictions, measures
 
     def _show(
         self, place: int, batch: Batch, targets: Tensor, images: Tensor, clean: list[Tensor], triggered: list[Tensor]
@@ -194,6 +207,7 @@ class _Run:
                     attack=attack,
                     robust=robust,
                     classes=tally.by_class(),
+                    detection=self._readings[number].detections(),
                     trigger=None if self._trigger is None else describe(self._trigger),
                     target=_target_name(self._target),
                     class_names=class_names,

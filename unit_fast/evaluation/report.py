@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from unit_fast.errors import DataError
+from unit_fast.evaluation.detection import Detection
 from unit_fast.evaluation.examples import Example
 from unit_fast.evaluation.metrics import Rate, defence_effectiveness
 from unit_fast.files import atomic_write
@@ -54,6 +55,8 @@ class Report:
     class_names: tuple[str, ...] = ()
     confidence: float = 0.95
     """Of the intervals shown."""
+    detection: tuple[Detection, ...] = ()
+    """How well each measure the model takes of its samples tells triggered ones; empty where it takes none."""
     examples: tuple[Example, ...] = field(default=(), compare=False, repr=False)
     provenance: Mapping[str, str | float] = field(default_factory=dict, compare=False, repr=False)
     """When, with which versions, on which device, in how many seconds."""
@@ -114,6 +117,16 @@ class Report:
                     "triggered_as": result.triggered_as,
                 }
                 for result in self.classes
+            ],
+            "detection": [
+                {
+                    "measure": found.measure,
+                    "auroc": found.auroc,
+                    "threshold": found.threshold,
+                    "detected": self._rate_dict(found.detected),
+                    "false_alarms": self._rate_dict(found.false_alarms),
+                }
+                for found in self.detection
             ],
             "class_names": list(self.class_names),
             "provenance": dict(self.provenance),
@@ -192,6 +205,16 @@ class Report:
                         triggered_as=entry["triggered_as"],
                     )
                     for entry in values["classes"]
+                ),
+                detection=tuple(
+                    Detection(
+                        measure=entry["measure"],
+                        auroc=entry["auroc"],
+                        threshold=entry["threshold"],
+                        detected=Rate(entry["detected"]["hits"], entry["detected"]["total"]),
+                        false_alarms=Rate(entry["false_alarms"]["hits"], entry["false_alarms"]["total"]),
+                    )
+                    for entry in values.get("detection", ())  # reports of earlier versions have none
                 ),
                 baseline=None if values["baseline"] is None else cls.from_dict(values["baseline"]),
                 class_names=tuple(values["class_names"]),

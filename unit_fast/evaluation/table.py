@@ -40,6 +40,12 @@ def headline_table(report: Report) -> Table:
             cells.append(f"{rate.value:.2%}")
         low, high = rate.interval(report.confidence)
         table.add_row(*cells, f"{low:.2%} – {high:.2%}")
+    blank = ("",) if before is not None else ()
+    for found in report.detection:
+        low, high = found.detected.interval(report.confidence)
+        name = f"triggers told by {found.measure}, {found.false_alarms.value:.1%} false alarms"
+        table.add_row(name, *blank, f"{found.detected.value:.2%}", *blank, f"{low:.2%} – {high:.2%}")
+        table.add_row("  at any rate of false alarms (AUROC)", *blank, f"{found.auroc:.3f}", *blank, "")
     if report.defence_effectiveness is not None:
         table.add_row("defence effectiveness (DER)", "", f"{report.defence_effectiveness:.3f}", "", "")
     return table

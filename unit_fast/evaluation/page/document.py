@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from unit_fast.evaluation.histograms import SiteHistogram
 from unit_fast.evaluation.page.activations import activations
 from unit_fast.evaluation.page.classes import class_chart
+from unit_fast.evaluation.page.detection import detection
 from unit_fast.evaluation.page.headline import headline, sentence
 from unit_fast.evaluation.page.outcome import outcome
 from unit_fast.evaluation.page.samples import samples
@@ -36,6 +37,7 @@ def render(
             tag("header", tag("h1", title), tag("p", sentence(report), class_="lead"), _measured(report)),
             headline(report),
             outcome(report),
+            detection(report),
             samples(report),
             activations(histograms),
             class_chart(report),
