@@ -1,6 +1,6 @@
 """Everything worth knowing about the kernels on one GPU, in under nine minutes.
 
-    python -m benchmarks.gpu                              # all parts
+    python -m benchmarks.gpu                              # all parts but the last
     python -m benchmarks.gpu --part values,layers         # some
     python -m benchmarks.gpu --dry-run                    # the whole path on a machine without a GPU
 
@@ -9,6 +9,7 @@ Each part writes ``benchmarks/results/gpu_<device>_<part>.json`` as it goes, so 
 environment  the machine, its copy bandwidth and its matrix products' peak
 values       every shipped configuration × dtype × shapes against the reference: which differ, which fail
 layers       the layers of five networks: library alone, + eager clamp, + our epilogue, fused; % of the roofline
+sanitizer    a sample of the values under compute-sanitizer; only when named
 """
 
 import argparse
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", default="", help="names, separated by commas; all without", metavar="PARTS")
+    parser.add_argument("--part", default="", help="names, separated by commas", metavar="PARTS")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU, in Triton's interpreter")
     parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results)", metavar="DIR")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for everything (540)", metavar="SECONDS")
@@ -86,7 +87,7 @@ def _chosen(names: str) -> list[Part]:
     known = {part.name: part for part in PARTS}
     if unknown := [name for name in wanted if name not in known]:
         raise SystemExit(f"there is no part {', '.join(unknown)}; expected some of {', '.join(known)}")
-    return [part for part in PARTS if not wanted or part.name in wanted]
+    return [part for part in PARTS if (part.name in wanted if wanted else part.by_default)]
 
 
 if __name__ == "__main__":

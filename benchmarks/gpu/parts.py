@@ -20,11 +20,13 @@ class Part:
         name: as ``--part`` and the files name it.
         module: that measures it; imported when it runs, since Triton decides then whether it interprets.
         seconds: it may take at most.
+        by_default: whether it runs without being named.
     """
 
     name: str
     module: str
     seconds: float
+    by_default: bool = True
 
     @property
     def measure(self) -> Callable[[Session], list[str]]:
@@ -37,4 +39,7 @@ PARTS = (
     Part("environment", "benchmarks.gpu.environment", 40),
     Part("values", "benchmarks.gpu.values", 130),
     Part("layers", "benchmarks.gpu.layers", 220),
+    Part("dispatch", "benchmarks.gpu.dispatch", 540),
+    Part("models", "benchmarks.gpu.models", 540),
+    Part("sanitizer", "benchmarks.gpu.sanitizer", 400, by_default=False),
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.gpu.pool import Outcome, run_tasks
 from benchmarks.gpu.session import Session
-from benchmarks.gpu.value_cases import Dtype, ValueCase, controls, value_cases
+from benchmarks.gpu.value_cases import ValueCase, controls, value_cases
 from unit_fast.kernels import backward, conv2d, linear, pointwise, reference
 from unit_fast.kernels.agreement import error, tolerance_of
 from unit_fast.kernels.checks import conv_size
@@ -39,12 +39,16 @@ def measure(session: Session) -> list[str]:
 
 def cases_of(session: Session) -> list[ValueCase]:
     """All cases of the device's architecture; in a dry run the smallest of each configuration."""
-    if not session.dry_run:
-        major, minor = torch.cuda.get_device_capability()
-        dtypes: tuple[Dtype, ...] = ("fp16", "bf16", "fp32", "tf32")
-        return value_cases(architecture(major * 10 + minor), dtypes)
+    if session.dry_run:
+        return smallest_cases(90)
+    major, minor = torch.cuda.get_device_capability()
+    return value_cases(architecture(major * 10 + minor), ("fp16", "bf16", "fp32", "tf32"))
+
+
+def smallest_cases(column: int) -> list[ValueCase]:
+    """Of every configuration of an architecture the smallest case in fp16."""
     smallest: dict[object, ValueCase] = {}
-    for case in sorted(value_cases(90, ("fp16",)), key=ValueCase.size, reverse=True):
+    for case in sorted(value_cases(column, ("fp16",)), key=ValueCase.size, reverse=True):
         smallest[case.operator, case.config, case.weight[2:] == (1, 1)] = case
     return list(smallest.values())
 
