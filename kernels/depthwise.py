@@ -17,6 +17,7 @@ from unit_fast.kernels.configs import DepthwiseConfig, activation_constants, dep
 from unit_fast.kernels.epilogue import store_tile
 from unit_fast.kernels.launch import on_device_of, vector_multiple
 from unit_fast.kernels.layout import ConvGeometry, Tail
+from unit_fast.kernels.window import window_of
 
 
 @triton.jit
@@ -56,11 +57,7 @@ def _depthwise_kernel(
     cols = (tl.program_id(0) % col_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     local = tl.arange(0, BLOCK_M)
     row_ok = local < M - first
-    rows = tl.where(row_ok, local, 0) + (first % out_rows).to(tl.int32)
-    image = (first // out_rows + rows // out_rows) * (H * W * C)  # 64-bit; offsets within an image are 32-bit
-    within = rows % out_rows
-    h_start = (within // Q) * STRIDE_H - PAD_H
-    w_start = (within % Q) * STRIDE_W - PAD_W
+    image, h_start, w_start = window_of(first, local, row_ok, out_rows, Q, H * W * C, STRIDE_H, STRIDE_W, PAD_H, PAD_W)
     acc = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
     for r in tl.static_range(R):
         for s in tl.static_range(S):

@@ -20,14 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from unit_fast.kernels.configs import (
-    CONV2D,
-    MatmulConfig,
-    activation_constants,
-    architecture,
-    fitting,
-    next_power_of_two,
-)
+from unit_fast.kernels.configs import CONV2D, MatmulConfig, architecture, fitting, next_power_of_two
 from unit_fast.kernels.epilogue import store_block
 from unit_fast.kernels.launch import (
     capability_of,
@@ -37,7 +30,8 @@ from unit_fast.kernels.launch import (
     vector_multiple,
 )
 from unit_fast.kernels.layout import ConvGeometry, Tail
-from unit_fast.kernels.linear import tile_of
+from unit_fast.kernels.linear import matmul_constants, tile_of
+from unit_fast.kernels.window import window_of
 
 
 @triton.jit
@@ -89,11 +83,7 @@ def _conv2d_kernel(
     first = row_block.to(tl.int64) * BLOCK_M
     local = tl.arange(0, BLOCK_M)
     row_ok = local < M - first
-    rows = tl.where(row_ok, local, 0) + (first % out_rows).to(tl.int32)
-    image = (first // out_rows + rows // out_rows) * (H * W * C)  # 64-bit; offsets within an image are 32-bit
-    within = rows % out_rows
-    h_start = (within // Q) * STRIDE_H - PAD_H
-    w_start = (within % Q) * STRIDE_W - PAD_W
+    image, h_start, w_start = window_of(first, local, row_ok, out_rows, Q, H * W * C, STRIDE_H, STRIDE_W, PAD_H, PAD_W)
     cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.where(cols < N, cols, 0)
     ks = tl.arange(0, BLOCK_K)
@@ -229,20 +219,7 @@ def implicit_product(
             f"unit_fast.kernels: {config} cannot load x {tuple(x.shape)} for a stride of {geometry.stride}: TMA needs "
             "compute capability 9.0, stride 1 and channels that are a multiple of BLOCK_K; take a pointer configuration"
         )
-    act, alpha, beta = activation_constants(tail.act, tail.act_args)
-    shared = {
-        "MULTIPLE_N": vector_multiple(n, x),
-        "BOUND": tail.bound.kind,
-        "ACT": act,
-        "ALPHA": alpha,
-        "BETA": beta,
-        "PRECISION": dot_precision(x, convolution=True),
-        "BLOCK_N": config.block_n,
-        "SUBTILES": config.subtiles,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "enable_fp_fusion": True,  # Triton 3.10 changes the default
-    }
+    shared = matmul_constants(config, tail, n, x, dot_precision(x, convolution=True))
     operands = (out, tail.bias, tail.residual, tail.bound.values, tail.counts)
     with on_device_of(x):
         if config.loader == "tma":

@@ -100,21 +100,31 @@ def matmul_arguments(config: MatmulConfig, dtype: str) -> dict[str, Any]:
 GEOMETRY = {"STRIDE_H": 1, "STRIDE_W": 1, "PAD_H": 1, "PAD_W": 1, "DILATION_H": 1, "DILATION_W": 1, "R": 3, "S": 3}
 
 
-def cases(architecture: int, dtypes: Sequence[str] = ("fp16", "fp32"), *, gelu: bool = True) -> Iterator[Case]:
-    """Every shipped configuration of ``architecture`` with the heaviest epilogue; of linear with ``gelu`` too."""
+def cases(
+    architecture: int, dtypes: Sequence[str] = ("fp16", "fp32"), *, gelu: bool = True, largest: bool = False
+) -> Iterator[Case]:
+    """Every shipped configuration of ``architecture`` with the heaviest epilogue; of linear with ``gelu`` too.
+
+    ``largest`` leaves the first tile of each loader only: what spills first, for a fraction of the time.
+    """
     for dtype in dtypes:
-        for config in LINEAR[architecture]:
-            if config.float32 or dtype != "fp32":
-                yield _linear_case(config, dtype, "residual+neuron")
+        for config in _kept(LINEAR[architecture], dtype, largest):
+            yield _linear_case(config, dtype, "residual+neuron")
             if gelu and dtype != "fp32":
                 yield _linear_case(config, dtype, "gelu+neuron")
-        for config in CONV2D[architecture]:
-            if config.float32 or dtype != "fp32":
-                yield _conv2d_case("conv2d", config, dtype)
-                if config.loader == "pointer":
-                    yield _conv2d_case("conv2d stem", config, dtype)
+        for config in _kept(CONV2D[architecture], dtype, largest):
+            yield _conv2d_case("conv2d", config, dtype)
+            if config.loader == "pointer":
+                yield _conv2d_case("conv2d stem", config, dtype)
         yield _depthwise_case(dtype)
         yield from _pointwise_cases(dtype)
+
+
+def _kept(table: Sequence[MatmulConfig], dtype: str, largest: bool) -> list[MatmulConfig]:
+    usable = [config for config in table if config.float32 or dtype != "fp32"]
+    if not largest:
+        return usable
+    return list({config.loader: config for config in reversed(usable)}.values())
 
 
 def _linear_case(config: MatmulConfig, dtype: str, epilogue: str) -> Case:
@@ -236,10 +246,11 @@ def main() -> None:
     parser.add_argument("--target", type=int, choices=sorted(LINEAR), default=90, help="compute capability × 10")
     parser.add_argument("--dtypes", nargs="+", choices=sorted(ITEM_SIZE), default=["fp16", "fp32"])
     parser.add_argument("--gelu", action=argparse.BooleanOptionalAction, default=True, help="linear with gelu too")
+    parser.add_argument("--largest", action="store_true", help="only the largest tile of each kernel and loader")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     options = parser.parse_args()
     rows = []
-    for case in cases(options.target, options.dtypes, gelu=options.gelu):
+    for case in cases(options.target, options.dtypes, gelu=options.gelu, largest=options.largest):
         figures, _ = compile_case(case, options.target)
         row = {"kernel": case.kernel, "config": case.config, "epilogue": case.epilogue, "dtype": case.dtype}
         rows.append(row | asdict(figures))

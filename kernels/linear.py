@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -171,6 +171,24 @@ class Strided(NamedTuple):
 UNSTRIDED = Strided((1, 1), 1, 1, 1)
 
 
+def matmul_constants(config: MatmulConfig, tail: Tail, n: int, x: Tensor, precision: str) -> dict[str, Any]:
+    """What every matrix kernel is compiled with, whatever loads its operands."""
+    act, alpha, beta = activation_constants(tail.act, tail.act_args)
+    return {
+        "MULTIPLE_N": vector_multiple(n, x),
+        "BOUND": tail.bound.kind,
+        "ACT": act,
+        "ALPHA": alpha,
+        "BETA": beta,
+        "PRECISION": precision,
+        "BLOCK_N": config.block_n,
+        "SUBTILES": config.subtiles,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,  # Triton 3.10 changes the default
+    }
+
+
 def multiply_rows(
     x: Tensor,  # (rows, K) contiguous
     weight: Tensor,  # (N, K) contiguous
@@ -192,25 +210,10 @@ def multiply_rows(
             f"unit_fast.kernels: {config} cannot load x {tuple(x.shape)} and weight {tuple(weight.shape)}: TMA needs "
             "compute capability 9.0, rows that are a multiple of 16 bytes, and no stride; take a pointer configuration"
         )
-    act, alpha, beta = activation_constants(tail.act, tail.act_args)
     block_k = config.k_of(x.element_size())
     operands = (out, tail.bias, tail.residual, tail.bound.values, tail.counts, m, n, k, tail.sample_rows)
-    constants = {
-        "BOUND": tail.bound.kind,
-        "ACT": act,
-        "ALPHA": alpha,
-        "BETA": beta,
-        "PRECISION": precision,
-        "MULTIPLE_N": vector_multiple(n, x),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": block_k,
-        "GROUP_M": config.group_m,
-        "SUBTILES": config.subtiles,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "enable_fp_fusion": True,  # Triton 3.10 changes the default
-    }
+    constants = matmul_constants(config, tail, n, x, precision)
+    constants |= {"BLOCK_M": config.block_m, "BLOCK_K": block_k, "GROUP_M": config.group_m}
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     with on_device_of(x):
         if config.loader == "tma":
