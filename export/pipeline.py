@@ -94,12 +94,17 @@ def export(
 
 
 def export_graph(
-    sanitised: fx.GraphModule, bounds: Bounds, path: Path, example_input: Example, options: Options
+    sanitised: fx.GraphModule,
+    bounds: Bounds,
+    path: Path,
+    example_input: Example,
+    options: Options,
+    calibration_data: Iterable[Any] | None = None,
 ) -> ExportReport:
     """Export a sanitised graph as it is, whatever became of its weights; otherwise as :func:`export`."""
     started = time.perf_counter()
-    with _working_folder(path) as folder:
-        return _write(sanitised, bounds, path, example_input, options, None, folder, started)
+    with _working_folder(path) as folder, _calibration_samples(options, calibration_data) as samples:
+        return _write(sanitised, bounds, path, example_input, options, samples, folder, started)
 
 
 @contextmanager
