@@ -20,6 +20,7 @@ verified before it is timed.
 """
 
 import argparse
+import json
 import logging
 import tempfile
 import warnings
@@ -339,13 +340,20 @@ PARTS: dict[str, Callable[[Effort], Iterator[Row]]] = {
 
 
 def run(parts: Sequence[str], effort: Effort, folder: Path = RESULTS) -> None:
-    """Measure and write ``export_PART.json``, a row at a time."""
+    """Measure and write ``export_PART.json``, a row at a time; rows of networks that are not measured now stay."""
     for part in parts:
-        rows: list[Row] = []
+        measured = effort.networks if part == "forms" else [effort.network]
+        rows = [row for row in _written(part, folder) if row["network"] not in measured]
         for row in PARTS[part](effort):
             rows.append(row)
             _logger.info("%s: %s", part, row)
             write_results(f"export_{part}", rows, folder)
+
+
+def _written(part: str, folder: Path) -> list[Row]:
+    file = folder / f"export_{part}.json"
+    rows: list[Row] = json.loads(file.read_text())["figures"] if file.exists() else []
+    return rows
 
 
 def main() -> None:

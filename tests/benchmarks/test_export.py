@@ -98,6 +98,14 @@ def test_what_is_refused_says_why(rows: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert held["bytes"] > 1000
 
 
+def test_rows_of_other_networks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(benchmark.PARTS, "forms", lambda effort: iter({"network": n} for n in effort.networks))
+    for networks in (("a", "b"), ("b", "c")):
+        benchmark.run(["forms"], Effort(networks=networks), tmp_path)
+    written = json.loads((tmp_path / "export_forms.json").read_text())["figures"]
+    assert [row["network"] for row in written] == ["a", "b", "c"]
+
+
 def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def row(network: str, form: str, granularity: str, precision: str, **figures: Any) -> dict[str, Any]:
         return {"network": network, "form": form, "granularity": granularity, "precision": precision} | figures
