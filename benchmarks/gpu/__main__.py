@@ -1,6 +1,6 @@
 """Everything worth knowing about the kernels on one GPU, in under nine minutes.
 
-    python -m benchmarks.gpu                              # all parts but the last
+    python -m benchmarks.gpu                              # all parts but those only when named
     python -m benchmarks.gpu --part values,layers         # some
     python -m benchmarks.gpu --dry-run                    # the whole path on a machine without a GPU
 
@@ -9,6 +9,8 @@ Each part writes ``benchmarks/results/gpu_<device>_<part>.json`` as it goes, so 
 environment  the machine, its copy bandwidth and its matrix products' peak
 values       every shipped configuration × dtype × shapes against the reference: which differ, which fail
 layers       the layers of five networks: library alone, + eager clamp, + our epilogue, fused; % of the roofline
+dispatch     the table of choices for this GPU, which ships; a run that was cut off is continued by the next
+models       whole networks against torch.compile, and warm-up; only when named: max-autotune takes minutes each
 sanitizer    a sample of the values under compute-sanitizer; only when named
 """
 

@@ -40,6 +40,6 @@ PARTS = (
     Part("values", "benchmarks.gpu.values", 130),
     Part("layers", "benchmarks.gpu.layers", 220),
     Part("dispatch", "benchmarks.gpu.dispatch", 540),
-    Part("models", "benchmarks.gpu.models", 540),
+    Part("models", "benchmarks.gpu.models", 540, by_default=False),
     Part("sanitizer", "benchmarks.gpu.sanitizer", 400, by_default=False),
 )
