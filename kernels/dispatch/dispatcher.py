@@ -145,6 +145,12 @@ class Dispatcher:
         """What runs such a call; measured if need be within ``tuning()``."""
         return self._choice(operator, complete(operator, args))
 
+    def release(self) -> None:
+        """Let go of the memory that measuring took; to be called when a warm-up is over."""
+        if self._clock is not None:
+            with self._lock:
+                self._clock.release()
+
     def _choice(self, operator: Operator, args: tuple[Any, ...]) -> Choice:
         signature = _signature(operator, args)
         choice = self._by_signature.get(signature)

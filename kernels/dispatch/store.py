@@ -89,6 +89,13 @@ class Store:
                 self._records = self._read()
             return self._records.get(key)
 
+    def records(self) -> dict[str, Record]:
+        """All that was measured here."""
+        with self._lock:
+            if self._records is None:
+                self._records = self._read()
+            return dict(self._records)
+
     def shipped(self, key: str) -> Record | None:
         """What was measured for ``key`` on a GPU of this name, with whatever versions the table was made with."""
         with self._lock:

@@ -182,19 +182,20 @@ def test_a_size_is_captured_once():
 
 def test_threads_get_their_own_results_in_order():
     setup = Setup([4, 8])
-    wrong: list[int] = []
+    sizes = (1, 3, 4, 5, 7, 8)
+    right: list[int] = []
 
     def serve(size: int) -> None:
         for _ in range(50):
             outputs = setup.cache(batch(size))
-            if not all(torch.equal(a, b) for a, b in zip(outputs, Eager()(batch(size)), strict=True)):
-                wrong.append(size)
+            if all(torch.equal(a, b) for a, b in zip(outputs, Eager()(batch(size)), strict=True)):
+                right.append(size)
 
-    threads = [threading.Thread(target=serve, args=(size,)) for size in (1, 3, 4, 5, 7, 8)]
+    threads = [threading.Thread(target=serve, args=(size,)) for size in sizes]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert sorted(right) == [size for size in sizes for _ in range(50)]
     assert setup.fence.overlaps == 0
     assert setup.fence.entered > 0

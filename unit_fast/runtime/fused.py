@@ -65,6 +65,12 @@ class Fused:
         output, counts = self._monitoring().run(args, kwargs)
         return output, counts
 
+    def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
+        """The model's output, the counts, and the largest excess over a bound, (N, sites) each: eagerly."""
+        with torch.no_grad():
+            output, counts, excess = self._program.inspecting(*args, **kwargs)
+        return output, counts, excess
+
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Measure, verify, compile and capture for these batch sizes.
 
@@ -76,6 +82,7 @@ class Fused:
             call = self._program.example.of_size(size)
             for way in ways:
                 way.warm(call.args, call.kwargs, size)
+        self._dispatcher.release()
 
     def explain(self) -> list[SiteNote]:
         """Every fused operator with a clamp: what is in it, what runs it at each batch size, and why."""

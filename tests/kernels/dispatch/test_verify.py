@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from unit_fast.kernels.agreement import TOLERANCE
+from unit_fast.kernels.dispatch import verify
 from unit_fast.kernels.dispatch.candidates import Candidate
 from unit_fast.kernels.dispatch.problem import Problem, complete
-from unit_fast.kernels.dispatch.verify import difference, expected, random_operands, tolerance
-from unit_fast.kernels.reference import conv2d_ref
+from unit_fast.kernels.dispatch.verify import compared, difference, expected, random_operands, tolerance
+from unit_fast.kernels.reference import conv2d_ref, linear_ref
 
 CPU = torch.device("cpu")
 ARGS = (torch.zeros(2, 8, 9, 9), torch.zeros(8, 8, 3, 3), torch.zeros(8), None, torch.zeros(8, 9, 9), (1, 1), (1, 1))
@@ -60,7 +61,7 @@ def bound_of_another_layout(x, weight, bias, residual, bound, *rest):
     "wrong", [shifted, without_padding, unwritten, unclamped, without_bias, bound_of_another_layout]
 )
 def test_what_kernels_get_wrong_is_seen(wrong):
-    assert "wrong by up to" in found(wrong)
+    assert ("unwritten" if wrong is unwritten else "wrong by up to") in found(wrong)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -83,6 +84,29 @@ def test_only_a_library_may_round_twice_and_long_sums_may_differ_more():
         given = Problem.of("linear", complete("linear", (x, x)))
         long.append(tolerance(dataclasses.replace(given, precision="tf32x3"), fused))
     assert long[1] == pytest.approx(4 * long[0])
+
+
+def test_of_large_outputs_some_samples_are_compared_and_all_must_be_written(monkeypatch):
+    monkeypatch.setattr(verify, "MOST_COMPARED", 100)
+    problem = Problem.of("linear", complete("linear", (torch.zeros(50, 8), torch.zeros(4, 8))))
+    picked = compared(problem)
+    assert (picked[0], picked[-1], len(picked), len(set(picked))) == (0, 49, 16, 16)
+    operands = random_operands(problem, CPU)
+    truth = expected(problem, operands)
+    assert truth.shape == (16, 4)
+
+    def broken(row, value):
+        def call(*args):
+            y = linear_ref(*args)
+            y[row] = value
+            return y
+
+        return difference(problem, Candidate("under test", "triton", call), operands, truth)
+
+    assert difference(problem, Candidate("right", "triton", linear_ref), operands, truth) is None
+    assert "wrong by up to" in broken(49, 7.0)
+    unseen = next(row for row in range(50) if row not in picked)
+    assert "unwritten" in broken(unseen, float("nan"))
 
 
 def test_another_dtype_or_shape_is_a_difference():

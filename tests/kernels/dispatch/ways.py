@@ -45,11 +45,15 @@ class FakeClock:
     def __init__(self, microseconds: Mapping[str, float]) -> None:
         self._microseconds = microseconds
         self.timed: list[str] = []
+        self.released = 0
 
     def __call__(self, name: str, run: Callable[[], Tensor]) -> float:
         self.timed.append(name)
         run()
         return self._microseconds[name]
+
+    def release(self) -> None:
+        self.released += 1
 
 
 def dispatcher(
