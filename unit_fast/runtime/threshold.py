@@ -1,0 +1,80 @@
+"""When is a sample suspicious? Thresholds from what the clamps take away from clean samples."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from unit_fast.bounds import Bounds, CleanReadings
+from unit_fast.errors import DataError, UnitFastError
+
+MEASURES = ("saturation", "excess")
+
+
+def saturation(counts: Tensor, bounds: Bounds) -> Tensor:
+    """The share of neurons above their bound, (N,) float32 in [0, 1], from counts (N, sites)."""
+    neurons = sum(math.prod(site.shape) for site in bounds.sites)
+    return counts.sum(1).float() / neurons
+
+
+def relative_excess(excess: Tensor, bounds: Bounds) -> Tensor:
+    """How far above its bound the worst activation lies, (N,) float32, from excess (N, sites).
+
+    In units of what is usual at its site: the mean excess of clean samples. 0 where nothing is clamped, NaN for NaN.
+
+    Raises:
+        DataError: the bounds hold no clean readings.
+    """
+    usual = require_readings(bounds).excess.mean(0)
+    # A site that clean samples never saturate makes any excess suspicious, but not infinitely so.
+    least = torch.stack([tensor[tensor.isfinite()].abs().mean() for tensor in bounds.tensors.values()]).nan_to_num(1.0)
+    scale = torch.maximum(usual, (1e-3 * least).clamp_min(1e-12)).to(excess.device)
+    return (excess / scale).amax(1)
+
+
+def threshold(bounds: Bounds, fpr: float, of: str) -> float:
+    """The measure above which at most a share ``fpr`` of clean samples lie.
+
+    Distribution-free: a new clean sample exceeds the k-th smallest of n clean ones with probability 1 − k/(n + 1) at
+    most, so k = ⌈(1 − fpr)·(n + 1)⌉ (split conformal prediction; Vovk, Gammerman, Shafer, 2005, chapter 2).
+
+    Raises:
+        UnitFastError: ``of`` is no measure, or ``fpr`` outside (0, 1).
+        DataError: the bounds hold no clean readings, or too few for ``fpr``.
+    """
+    if of not in MEASURES:
+        raise UnitFastError(f"of={of!r}; expected one of {', '.join(MEASURES)}")
+    if isinstance(fpr, bool) or not isinstance(fpr, int | float) or not 0 < fpr < 1:
+        raise UnitFastError(f"fpr={fpr!r}; expected a share of false alarms between 0 and 1, such as 0.01")
+    readings = require_readings(bounds)
+    clean = saturation(readings.counts, bounds) if of == "saturation" else relative_excess(readings.excess, bounds)
+    rank = math.ceil((1 - fpr) * (len(clean) + 1) - 1e-9)
+    if rank > len(clean):
+        raise DataError(
+            f"fpr={fpr} needs at least {math.ceil(1 / fpr) - 1:,} clean samples and the bounds hold the readings of "
+            f"{len(clean):,}; learn from more with fit_threshold(loader), or allow more false alarms"
+        )
+    return float(clean.sort().values[rank - 1])
+
+
+def require_readings(bounds: Bounds) -> CleanReadings:
+    """The bounds' clean readings.
+
+    Raises:
+        DataError: there are none; says how to get some.
+    """
+    if bounds.readings is None:
+        raise DataError(
+            "these bounds hold no readings of clean samples (they were made by hand, or by a version without them): "
+            "calibrate again, or learn what is usual with fit_threshold(loader) on clean samples"
+        )
+    return bounds.readings
+
+
+def measures(counts: Tensor, excess: Tensor, bounds: Bounds) -> Mapping[str, Tensor]:
+    """Both measures by name, (N,) each; excess only where the bounds hold clean readings."""
+    found = {"saturation": saturation(counts, bounds)}
+    if bounds.readings is not None:
+        found["excess"] = relative_excess(excess, bounds)
+    return found
