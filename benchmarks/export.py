@@ -97,7 +97,6 @@ COST = (
     PLAIN,
     Way("clip", "tensor"),
     Way("folded", "tensor"),
-    Way("min", "tensor"),
     Way("auto", "tensor"),
     Way("folded", "channel"),
     Way("mul_clip", "channel"),

@@ -65,7 +65,7 @@ def export(
         typer.Option(
             "--dtype",
             "--precision",
-            help="Of weights and activations: fp32, or int8, which is fitted to all of --data.",
+            help="Of weights and activations: fp32, fp16, or int8, which is fitted to all of --data.",
         ),
     ] = "fp32",
     weight_bits: Annotated[
