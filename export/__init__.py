@@ -3,7 +3,7 @@
 if __name__ != "unit_fast.export":
     raise ImportError(f"import this package as unit_fast.export, not as {__name__}: there must be one copy of it")
 
-from unit_fast.export.errors import ExportError, SaturationWarning
+from unit_fast.export.errors import ExportError, FusionWarning, SaturationWarning
 from unit_fast.export.exporter import export_onnx
 from unit_fast.export.layout import triton_repository
 from unit_fast.export.layout_config import TritonOptions
@@ -13,6 +13,7 @@ from unit_fast.export.session import OnnxRuntimeModel
 __all__ = [
     "ExportError",
     "ExportReport",
+    "FusionWarning",
     "OnnxRuntimeModel",
     "ParityCheck",
     "ParityResult",

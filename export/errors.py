@@ -9,3 +9,7 @@ class ExportError(UnitFastError):
 
 class SaturationWarning(UnitFastWarning):
     """Bounds that no verification input reached: their clamps were checked by structure only."""
+
+
+class FusionWarning(UnitFastWarning):
+    """Clamps that the installed runtime runs by themselves though their form was chosen to be fused."""

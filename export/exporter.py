@@ -47,8 +47,9 @@ def export_onnx(
             take Min where they are not legal, and the report says why. "auto": what suits the target.
         target: the runtime that "auto" chooses for, and that folded clamps are written for: "onnxruntime", "openvino",
             "tensorrt", "tflite", "ncnn" or "generic". Every file runs in every runtime.
-        precision: "fp32", or "int8": uint8 activations whose scale is the bound, or which an integer Min clamps; int8
-            weights per channel. See docs/export.md.
+        precision: "fp32"; "fp16": weights and activations, while inputs and outputs stay float32; or "int8": uint8
+            activations whose scale is the bound, or which an integer Min clamps, int8 weights per channel. See
+            docs/export.md.
         opset: ONNX operator set, 18 to 24.
         verify: False leaves the comparison in ONNX Runtime out (the structure is checked all the same); the report
             and the file's metadata say so. The cost of int8 is measured in any case.

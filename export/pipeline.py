@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph, flatten_graph
 from unit_fast.export.folding import fold_for, prove_folding
 from unit_fast.export.forms import Clamp, check_choice, choose, lower
+from unit_fast.export.fused import warn_of_unfused
+from unit_fast.export.half import DIVISORS, in_half
 from unit_fast.export.parity import check_parity
 from unit_fast.export.provenance import describe, sign
 from unit_fast.export.quantization import IntegerClamp, Loss, check_integer_clamps, choose_folds, quantize
@@ -38,7 +40,7 @@ from unit_fast.export.translate import OPSETS, translate
 from unit_fast.files import OutputError, atomic_write
 from unit_fast.sites import find_sites, insert_bounds
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
 INT8_FORMS = ("auto", "min", "folded")
 # Fewer say too little of ranges, and of predictions: of 32, one that changes is 3 %.
 FEWEST_SAMPLES = 32
@@ -146,10 +148,13 @@ def _write(
         choice = choose(options.form, options.target, bounds.granularity)
     else:
         choice, losses = choose_folds(graph, options.form, samples, options.weight_bits)
+    if options.precision == "fp16":
+        choice = replace(choice, divisors=DIVISORS)
     folded = fold_for(graph, choice)
     if options.verify and folded.sites:
         prove_folding(graph, choice)
-    exported, site_bounds = translate(folded.graph, options.opset)
+    made = in_half(folded.graph) if options.precision == "fp16" else folded.graph
+    exported, site_bounds = translate(made, options.opset)
     clamps = lower(exported, site_bounds, choice, folded.sites)
     strip(exported)
     name_signature(exported, graph)
@@ -165,8 +170,10 @@ def _write(
         _expose(plain, exposed, clamped)
         # int8 is measured against the float32 graph that it is made of, which has to be right first.
         compared = "fp32" if samples is not None else options.precision
-        origin = Written(folded.graph, folded.scales) if folded.sites else None
+        origin = Written(made, folded.scales) if made is not graph else None
         parity, reached = check_parity(graph, plain, exposed, clamped, clamps, compared, origin)
+        if options.precision == "fp32":
+            warn_of_unfused(plain, options.target, clamps)
     written: dict[str, Clamp | IntegerClamp] = {clamp.site: clamp for clamp in clamps}
     accuracy = None
     if samples is not None:

@@ -30,15 +30,16 @@ class SiteReport:
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """One comparison of the file in ONNX Runtime with the sanitised graph in torch.
+    """One comparison of the file in a runtime with the sanitised graph in torch.
 
     Attributes:
         inputs: "ordinary", "×10" or "×100".
         batch: number of samples.
-        optimized: whether ONNX Runtime's graph optimisation was on.
+        optimized: whether the runtime's graph optimisation was on; OpenVINO's always is.
         max_abs: largest absolute difference of an output or a site.
         max_rel: largest difference relative to the largest magnitude of the tensor it is in.
         agreement: share of samples whose argmax agrees, in [0, 1]; 1 where outputs have no classes.
+        runtime: "onnxruntime" or "openvino".
     """
 
     inputs: str
@@ -47,6 +48,7 @@ class ParityCheck:
     max_abs: float
     max_rel: float
     agreement: float
+    runtime: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ParityResult:
     """Agreement of the file with the sanitised graph.
 
     Attributes:
-        runtime: name and version of what ran the file.
+        runtime: names and versions of what ran the file.
         tolerance: the largest ``max_rel`` that passes, unless float32 itself rounds the reference by more.
         checks: one comparison each.
         skipped: inputs at which the sanitised graph itself overflows, hence not compared.

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from unit_fast.errors import ParityError
 from unit_fast.export.forms.form import Clamp, node_name
+from unit_fast.export.forms.hard_sigmoid import BETA
 
 
 def check_structure(
@@ -80,8 +81,10 @@ def _check_limits(clamp: Clamp, node: onnx.NodeProto, initializers: dict[str, on
     planned = {"Min": [clamp.upper], "HardSigmoid": []}.get(clamp.op or "", [clamp.lower, clamp.upper])
     if clamp.op == "HardSigmoid":
         slopes = {attribute.name: attribute.f for attribute in node.attribute}
-        if slopes != {"alpha": clamp.alpha, "beta": 0.0}:
-            raise ParityError(f"site {clamp.site}: HardSigmoid has {slopes}, expected alpha={clamp.alpha} and beta=0")
+        if slopes != {"alpha": clamp.alpha, "beta": BETA}:
+            raise ParityError(
+                f"site {clamp.site}: HardSigmoid has {slopes}, expected alpha={clamp.alpha} and beta={BETA:g}"
+            )
     if len(node.input) != 1 + len(planned):
         raise ParityError(f"site {clamp.site}: {clamp.op} has {len(node.input)} inputs, expected {1 + len(planned)}")
     for name, limit in zip(node.input[1:], planned, strict=True):

@@ -15,7 +15,7 @@ def fold_for(graph: FlatGraph, choice: Choice) -> FoldResult:
     Raises:
         ExportError: a bound is NaN or −inf.
     """
-    settings = Folding(limit=choice.limit, rescale=choice.rescale)
+    settings = Folding(choice.limit, *choice.divisors, choice.rescale)
     if choice.fold == "none":
         return FoldResult(graph, {})
     if choice.fold == "all":

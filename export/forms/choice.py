@@ -34,7 +34,7 @@ TARGETS: dict[str, dict[Granularity, Line]] = {
     },
     "openvino": {
         "tensor": _CLIP,
-        "channel": Line(("mul_clip", "min"), "Mul, Clip and Mul are fused (1.00), a folded sum is not (1.07)"),
+        "channel": Line(("mul_clip", "min"), "Mul, Clip and Mul are fused, behind sums too; weights stay as they are"),
         "neuron": _MIN,
     },
     "tensorrt": {
@@ -80,6 +80,7 @@ class Choice:
         limit: the bound of folded sites.
         reason: why, where "auto" chose.
         rescale: whether sums may be multiplied so that the sites behind them fold.
+        divisors: the smallest and the largest number that bounds are folded by.
         only: names of the sites that may be folded; all when None.
     """
 
@@ -90,6 +91,7 @@ class Choice:
     limit: float = 1.0
     reason: str = ""
     rescale: bool = True
+    divisors: tuple[float, float] = (1e-30, 1e30)
     only: frozenset[str] | None = None
 
 

@@ -1,7 +1,10 @@
-"""The clamp of a folded site as y = HardSigmoid(z) = max(0, min(1, α·z + 0)), in place of Relu and Clip(0, 1).
+"""The clamp of a folded site as y = HardSigmoid(z) = max(0, min(1, α·z + β)), in place of Relu and Clip(0, 1).
 
-With β = 0 it is the same function, and exact for α = 1. ONNX Runtime's CPU provider fuses it where it leaves a Clip
-alone: behind the sum of a convolution and a skip, where a Clip costs two changes of memory layout besides itself.
+With α = 1 and β = 0 it is the same function. β is 1e-30 instead, since OpenVINO 2026.4 takes a β of 0 for none given
+and computes with 0.5; what lies within 1e-23 of 0 is off by 1e-30 for it, all else is the same to the bit.
+
+ONNX Runtime's CPU provider fuses it where it leaves a Clip alone: behind the sum of a convolution and a skip, where a
+Clip costs two changes of memory layout besides itself.
 """
 
 import numpy as np
@@ -10,6 +13,8 @@ import onnx_ir as ir
 from unit_fast.export.forms.form import Clamp, replace_marker, scalar, sole_producer
 from unit_fast.export.translate import SiteBound
 
+BETA = float(np.float32(1e-30))
+
 
 class HardSigmoidForm:
     """One HardSigmoid, for sites whose bound is 1 after folding."""
@@ -17,9 +22,11 @@ class HardSigmoidForm:
     name = "hard_sigmoid"
 
     def refusal(self, marker: ir.Node, site: SiteBound) -> str | None:
-        """Refuses every bound but the number 1, and activations other than Relu."""
+        """Refuses every bound but the number 1, dtypes but float32, and all but the Relu of a sum."""
         if site.bound.size != 1 or site.bound.item() != 1:
             return f"its bound is {site.bound.reshape(-1)[:3]}, and HardSigmoid saturates at 1"
+        if site.bound.dtype != np.float32:
+            return f"ONNX Runtime fuses nothing in {site.bound.dtype}"
         relu = sole_producer(marker.inputs[0], "Relu")
         if relu is None or not _is_sum(relu.inputs[0]):
             return "it follows no Relu of a sum, and a Clip is fused everywhere else"
@@ -41,7 +48,7 @@ class HardSigmoidForm:
                     removed.append(product)
                     break
         assert source is not None
-        attributes = {"alpha": ir.AttrFloat32("alpha", alpha), "beta": ir.AttrFloat32("beta", 0.0)}
+        attributes = {"alpha": ir.AttrFloat32("alpha", alpha), "beta": ir.AttrFloat32("beta", BETA)}
         replace_marker(marker, "HardSigmoid", source, {}, site.site, attributes)
         for node in removed:
             assert node.graph is not None

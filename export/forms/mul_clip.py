@@ -10,10 +10,10 @@ import onnx_ir as ir
 from unit_fast.export.forms.form import Clamp, insert_product, replace_marker, sole_producer
 from unit_fast.export.translate import SiteBound
 
-# 1 / b must be finite in float32, and so must what it is multiplied with.
-_SMALLEST, _LARGEST = 1e-30, 1e30
-# Where the activation can be negative, so must be what it is divided to: −1e26 / 1e-12 still is.
-_SMALLEST_SIGNED = 1e-12
+# By dtype, the bounds that can be divided by: 1 / b must be finite and keep its digits. Where the activation can be
+# negative, so must be what it is divided to: −1e26 / 1e-12 still is in float32.
+_RANGES = {"float32": (1e-30, 1e30), "float16": (1e-3, 1e3)}
+_SIGNED = {"float32": (1e-12, 1e30), "float16": (1.0, 1e3)}
 
 
 class MulClipForm:
@@ -27,9 +27,9 @@ class MulClipForm:
         if np.any(bound < 0) or np.any(np.isposinf(bound)):
             return "a bound is negative or +inf, and cannot be divided by"
         signed = sole_producer(marker.inputs[0], "Relu") is None
-        smallest = _SMALLEST_SIGNED if signed else _SMALLEST
-        if np.any((bound > 0) & ((bound < smallest) | (bound > _LARGEST))):
-            return f"a bound lies outside {smallest:g} to {_LARGEST:g}, and cannot be divided by"
+        smallest, largest = (_SIGNED if signed else _RANGES)[bound.dtype.name]
+        if np.any((bound > 0) & ((bound < smallest) | (bound > largest))):
+            return f"a bound lies outside {smallest:g} to {largest:g}, and cannot be divided by"
         if np.any(bound == 0) and signed:
             return "a bound is 0, and its activation can be negative"
         return None

@@ -14,7 +14,7 @@ from unit_fast.errors import ParityError
 from unit_fast.export import ParityResult, SaturationWarning, export_onnx
 from unit_fast.export.flat import FlatGraph, flatten_graph
 from unit_fast.export.forms import Clamp
-from unit_fast.export.parity import CEILING, ROUNDING, _agreement, _compare, check_parity
+from unit_fast.export.parity import CEILINGS, ROUNDING, _agreement, _compare, check_parity
 from unit_fast.sites import insert_bounds
 
 BOUND = 1.5
@@ -158,8 +158,8 @@ def test_no_rounding_of_the_reference_excuses_more_than_the_ceiling() -> None:
     # A reference that draws random numbers would differ from itself in float64 by as much as one likes.
     expected = torch.tensor([[1.0, 2.0]])
     with pytest.raises(ParityError, match="output y, here: differs by"):
-        _compare("output y", expected + 2 * CEILING * 1.01, expected, 1e-5, {"output y": 1.0}, "here")
-    _compare("output y", expected + 2 * CEILING * 0.99, expected, 1e-5, {"output y": 1.0}, "here")
+        _compare("output y", expected + 2 * CEILINGS["fp32"] * 1.01, expected, 1e-5, {"output y": 1.0}, "here")
+    _compare("output y", expected + 2 * CEILINGS["fp32"] * 0.99, expected, 1e-5, {"output y": 1.0}, "here")
 
 
 def test_the_reference_is_left_as_it_was(tmp_path: Path) -> None:

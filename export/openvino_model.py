@@ -1,0 +1,82 @@
+"""An ONNX file in OpenVINO on the CPU: for the comparison with torch, and to see what it fuses."""
+
+import importlib
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unit_fast.errors import BackendUnavailableError, DataError
+
+
+def load_openvino() -> Any:
+    """The openvino module.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"OpenVINO is needed here and cannot be imported ({error}); install openvino"
+        ) from error
+
+
+class OpenVinoModel:
+    """Runs an ONNX file in OpenVINO, in float32 arithmetic on one thread.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        input_names: in the order of the file.
+
+    Raises:
+        BackendUnavailableError: OpenVINO is missing.
+        DataError: OpenVINO cannot load the file.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        openvino = load_openvino()
+        # Processors with bfloat16 arithmetic would be given that by default.
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        try:
+            model = openvino.Core().read_model(str(path))
+            self.input_names: tuple[str, ...] = tuple(value.any_name for value in model.inputs)
+            self._names = [tuple(sorted(value.names)) for value in model.outputs]
+            self._compiled = openvino.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise DataError(f"OpenVINO cannot load {path}: {_first_line(error)}") from error
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        """All outputs by name, for inputs by name.
+
+        Raises:
+            DataError: OpenVINO refuses the inputs or fails.
+        """
+        try:
+            results = self._compiled(inputs)
+        except RuntimeError as error:
+            shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+            raise DataError(f"OpenVINO failed on inputs of shapes {shapes}: {_first_line(error)}") from error
+        return {
+            name: torch.from_numpy(np.array(results[index]))
+            for index, names in enumerate(self._names)
+            for name in names
+        }
+
+    def unfused(self) -> set[str]:
+        """Names of the file's nodes that run as layers of their own, not as a part of another one."""
+        alone = set()
+        for node in self._compiled.get_runtime_model().get_ops():
+            names = str(node.get_rt_info()["originalLayersNames"].astype(str)).split(",")
+            alone |= set(names) if len(names) == 1 else set()
+        return alone
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
