@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables_scaling
+from benchmarks import tables_export, tables_runtime, tables_scaling
 from benchmarks.results_file import read_results
 from unit_fast.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "calibration.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "calibration.md",
+    ROOT / "docs" / "export.md",
+    ROOT / "docs" / "runtime.md",
+)
 NETWORKS = {
     "gtsrb_vgg_badnets_target8": "VGG, traffic signs, white patch (BadNets)",
     "gtsrb_vgg_trojan_wm_target2": "VGG, traffic signs, watermark (Trojan)",
@@ -76,7 +81,9 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "effect": effect,
     "cost": cost,
     "published": published,
+    **tables_export.TABLES,
     **tables_scaling.TABLES,
+    **tables_runtime.TABLES,
 }
 
 

@@ -62,6 +62,13 @@ def test_to_a_device_and_back(fast):
     assert torch.equal(fast.to("cpu")(images(3)), expected)
 
 
+def test_a_move_that_moves_nothing_builds_nothing(fast):
+    fast(images(3))
+    runner = fast._runner()
+    assert fast.to("cpu").float().eval()._runner() is runner
+    assert fast.double()._runner() is not runner
+
+
 def test_a_deep_copy_is_a_model_of_its_own(fast):
     expected = fast(images(3))
     clone = copy.deepcopy(fast)

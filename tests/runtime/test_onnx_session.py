@@ -96,3 +96,42 @@ def test_explain_tells_the_form_of_each_clamp(fast):
     assert "blocks.0.relu_1" in text
     assert "ONNX Runtime" in text
     assert "min after the activation" in text
+
+
+@pytest.fixture(scope="module")
+def quantised(model, bounds):
+    return uf.sanitize(model, bounds, images(4), dtype="int8", calibration_data=images(256).split(64)).warmup([1, 3])
+
+
+def test_int8_predicts_as_the_reference_and_is_no_copy_of_it(quantised, eager):
+    x = images(200, seed=7)
+    actual, expected = quantised(x), eager(x)
+    assert actual.dtype == torch.float32
+    assert (actual.argmax(1) == expected.argmax(1)).float().mean() > 0.9
+    assert 1e-3 < (actual - expected).abs().max() / expected.abs().max() < 0.2
+
+
+def test_int8_is_monitored_in_float32(quantised, eager, monkeypatch):
+    x = images(4)
+    monkeypatch.setattr(quantised._runner(), "_counter", eager._runner())
+    torch.testing.assert_close(quantised.monitor(x)[1], eager.monitor(x)[1])
+
+
+def test_int8_is_copied_whole_and_refuses_other_weights(quantised):
+    clone = copy.deepcopy(quantised)
+    assert torch.equal(clone.to("cpu").float()(images(2)), quantised(images(2)))
+    with torch.no_grad():
+        clone.graph_module.get_parameter("head.weight").zero_()
+    with pytest.raises(uf.UnitFastError, match="weights have changed, and int8 was fitted to the old ones"):
+        clone(images(2))
+    with pytest.raises(uf.UnitFastError, match="weights have changed"):
+        copy.deepcopy(clone)(images(2))
+
+
+def test_int8_wants_samples_and_its_own_backend(model, bounds):
+    with pytest.raises(uf.DataError, match='dtype="int8" needs calibration_data'):
+        uf.sanitize(model, bounds, images(1), dtype="int8")
+    with pytest.raises(uf.BackendUnavailableError, match=r"int8.*runs by ONNX Runtime"):
+        uf.sanitize(model, bounds, images(1), "compile", "int8", calibration_data=[images(256)])
+    with pytest.raises(uf.DataError, match='calibration_data serves dtype="int8" only'):
+        uf.sanitize(model, bounds, images(1), calibration_data=[images(256)])

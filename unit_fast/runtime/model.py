@@ -53,6 +53,7 @@ class SanitizedModel(nn.Module):
         self._example = example if dtype is None else example.map_tensors(self._cast)
         self._lock = threading.Lock()
         self._built: tuple[int, Runner] | None = None
+        self._fixed = False
         self._beside: tuple[Runner, Compiled | Eager] | None = None
         self._watched = self._watch()
         self.backend = self._choose()
@@ -133,6 +134,10 @@ class SanitizedModel(nn.Module):
         title = f"{len(self.bounds)} sites, bounds per {self.bounds.granularity}, backend {self.backend}"
         return as_text(title, self._runner().explain())
 
+    def run_by(self, runner: Runner) -> None:
+        """Run by ``runner`` and nothing else; a change of the weights is then an error."""
+        self._built, self._fixed = (self._weights_version(), runner), True
+
     def train(self, mode: bool = True) -> "SanitizedModel":  # noqa: ARG002 - nn.Module's signature
         """Stays in evaluation mode: capture has removed all that training needs."""
         return super().train(False)
@@ -157,31 +162,45 @@ class SanitizedModel(nn.Module):
     def _copy(self, copied: Callable[[Any], Any]) -> "SanitizedModel":
         clone = type(self).__new__(type(self))
         own = {"_built": None, "_beside": None, "_lock": threading.Lock(), "bounds": self.bounds}
+        unchanged = self._fixed and self._built is not None and self._built[0] == self._weights_version()
         clone.__dict__.update({name: own[name] if name in own else copied(value) for name, value in vars(self).items()})
         clone._watched = clone._watch()
+        if unchanged and self._built is not None:
+            clone.run_by(self._built[1])
         return clone
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SanitizedModel":
         # What .to, .half and their like go through.
+        built = self._built if self._built is not None and self._built[0] == self._weights_version() else None
+        before = [(tensor.device, tensor.dtype) for tensor in self._watched]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._example = self._example.map_tensors(fn)
         if self._dtype is not None:
             self._dtype = self._weights_dtype()
-        self._watched, self._built = self._watch(), None
+        self._watched = self._watch()
+        moved = before != [(tensor.device, tensor.dtype) for tensor in self._watched]
+        self._built = None if moved or built is None else (self._weights_version(), built[1])
         self.backend = self._choose()
         return self
 
     def _runner(self) -> Runner:
-        # Every change in place raises a tensor's version; one sum tells whether any was changed. 3 µs for 60 tensors.
-        version = sum(tensor._version for tensor in self._watched)
+        version = self._weights_version()
         built = self._built
         if built is None or built[0] != version:
+            if self._fixed:
+                raise UnitFastError(
+                    "the weights have changed, and int8 was fitted to the old ones; sanitize the changed model again"
+                )
             with self._lock:
                 built = self._built
                 if built is None or built[0] != version:
                     program = Program(self.graph_module, self.bounds, self._example)
                     built = self._built = version, RUNNERS[self.backend](program)
         return built[1]
+
+    def _weights_version(self) -> int:
+        # Every change in place raises a tensor's version; one sum tells whether any was changed. 3 µs for 60 tensors.
+        return sum(tensor._version for tensor in self._watched)
 
     def _watch(self) -> list[Tensor]:
         tensors = (*self.graph_module.parameters(), *self.graph_module.buffers())

@@ -1,15 +1,20 @@
 """sanitize(): the drop-in module that serves in place of the model."""
 
+from collections.abc import Iterable
+from typing import Any, Literal
+
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from unit_fast.bounds import Bounds, require_bounds
 from unit_fast.capture import Example, call_arguments, capture
-from unit_fast.errors import CaptureError
+from unit_fast.errors import BackendUnavailableError, CaptureError, DataError
 from unit_fast.runtime.backends import Backend
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.model import SanitizedModel
+from unit_fast.runtime.onnx_session import OnnxSession
+from unit_fast.runtime.program import Program
 from unit_fast.sites import find_sites, insert_bounds
 
 
@@ -18,7 +23,9 @@ def sanitize(
     bounds: Bounds,
     example_input: Example,
     backend: Backend = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["int8"] | None = None,
+    *,
+    calibration_data: Iterable[Any] | None = None,
 ) -> SanitizedModel:
     """The sanitised model: called as ``model`` is, every bounded activation clamped.
 
@@ -28,24 +35,50 @@ def sanitize(
         bounds: from :func:`unit_fast.calibrate` or :meth:`unit_fast.Bounds.load`.
         example_input: what the model is called with, see :func:`unit_fast.capture.capture`; one sample is
             enough.
-        backend: "eager" runs the graph as it is and passes gradients; "compile" runs it through torch.compile with
-            frozen weights, for inference only; "auto" takes the fastest that can run on the device and says once when
-            it had to fall back. One that is named and cannot run raises.
+        backend: "eager" runs the graph as it is and passes gradients; the others are for inference only: "compile"
+            (torch.compile's compiler, frozen weights), "onnxruntime", "triton" (the fused kernels, on CUDA). "auto"
+            takes the fastest on the device, on the CPU by measurement in :meth:`SanitizedModel.warmup`, and says once
+            when it had to fall back. One that is named and cannot run raises.
         dtype: of weights, bounds and floating-point inputs, e.g. ``torch.float16``; the model's own when omitted.
+            "int8" quantises a float32 model for ONNX Runtime on the CPU; inputs and outputs stay float32.
+        calibration_data: for "int8": batches ``(x, y)`` or ``x`` of a few hundred clean samples, iterated once.
 
     Raises:
         CaptureError: the model has no plain graph.
         BoundsMismatchError: the bounds belong to another model.
         BackendUnavailableError: the backend cannot run here.
+        DataError: calibration_data is missing or unusable.
+        ParityError: int8 changes too many predictions.
     """
     require_bounds(bounds)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise CaptureError(f"dtype is {dtype!r}; expected a floating-point type such as torch.float16")
+    quantised = _wants_int8(dtype, backend, calibration_data)
     captured = capture(model, example_input)
     bounds.require_model(captured.meta["fingerprint"], find_sites(captured))
     tensors = [*captured.parameters(), *captured.buffers(), *pytree.tree_leaves(call_arguments(example_input))]
     device = next(tensor.device for tensor in tensors if isinstance(tensor, torch.Tensor))
     graph_module = insert_bounds(captured, {name: bound.to(device, copy=True) for name, bound in bounds.items()})
-    if dtype is not None:
+    if isinstance(dtype, torch.dtype):
         graph_module = graph_module.to(dtype)
-    return SanitizedModel(graph_module, bounds, backend, dtype, Call.from_example(example_input))
+    example = Call.from_example(example_input)
+    if not quantised:
+        return SanitizedModel(graph_module, bounds, backend, dtype if isinstance(dtype, torch.dtype) else None, example)
+    model_in_int8 = SanitizedModel(graph_module, bounds, "onnxruntime", None, example)
+    model_in_int8.run_by(OnnxSession(Program(graph_module, bounds, example), calibration_data))
+    return model_in_int8
+
+
+def _wants_int8(dtype: object, backend: str, calibration_data: object) -> bool:
+    if dtype == "int8":
+        if backend not in ("auto", "onnxruntime"):
+            raise BackendUnavailableError(f'dtype="int8" runs by ONNX Runtime; got backend={backend!r}: leave it out')
+        if calibration_data is None:
+            raise DataError(
+                'dtype="int8" needs calibration_data: batches of (x, y) or x with a few hundred clean samples, such as '
+                "the loader that the bounds were calibrated on"
+            )
+        return True
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CaptureError(f'dtype is {dtype!r}; expected a floating-point type such as torch.float16, or "int8"')
+    if calibration_data is not None:
+        raise DataError('calibration_data serves dtype="int8" only; leave it out')
+    return False

@@ -1,0 +1,190 @@
+"""What sanitising costs at run time: each way of running a model in a process of its own, a burst of calls in turn.
+
+    python -m benchmarks.runtime --part cpu        # ResNet-18 at 32×32, batches 1 and 16, neuron bounds: 6 minutes
+    python -m benchmarks.runtime --part detection  # the two backdoored traffic sign models, all 4,000 test images
+
+Every way is compared with the eager graph it stands for before it is timed. ONNX Runtime's idle threads do not spin.
+Results go to ``results/runtime_PART.json``.
+"""
+
+import argparse
+import dataclasses
+import functools
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import unit_fast as uf
+from benchmarks.models import make, make_bounds
+from benchmarks.results_file import RESULTS, write_results
+from tests import gtsrb
+from unit_fast.bounds import Bounds
+from unit_fast.export import OnnxRuntimeModel
+from unit_fast.timing import Call, Failure, interleaved
+
+MODEL = "resnet18_32"
+BATCHES = (1, 16)
+BASELINE = "unclamped torch.compile"
+# Of the largest output; eight bits of activations give two digits.
+AGREEMENT = {"sanitised int8": 0.3}
+EXACTLY = 1e-3
+
+_logger = logging.getLogger("benchmarks.runtime")
+
+
+def _eager(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:  # noqa: ARG001 - all alike
+    return model
+
+
+def _compile(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:  # noqa: ARG001 - all alike
+    return torch.compile(model, dynamic=False, options={"freezing": True})
+
+
+def _onnxruntime(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
+    # An infinite bound leaves no operator in the file.
+    open_ = {name: torch.full_like(bound, torch.inf) for name, bound in bounds.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        uf.export_onnx(model, dataclasses.replace(bounds, tensors=open_), file, example_input=x, verify=False)
+        return OnnxRuntimeModel(file, threads=torch.get_num_threads())
+
+
+def _sanitised(backend: str, model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
+    return uf.sanitize(model, bounds, x, backend=backend).warmup(BATCHES)  # type: ignore[arg-type]
+
+
+def _int8(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
+    samples = torch.randn(256, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    fast = uf.sanitize(model, bounds, x, dtype="int8", calibration_data=samples.split(64))
+    return fast.warmup(BATCHES)
+
+
+def _monitored(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
+    fast = uf.sanitize(model, bounds, x, backend="compile").warmup(BATCHES, monitor=True)
+    return lambda batch: fast.monitor(batch)[0]
+
+
+def _inspected(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
+    fast = uf.sanitize(model, bounds, x, backend="compile")
+    return lambda batch: fast.inspect(batch)[0]
+
+
+PROVIDERS: dict[str, Callable[[nn.Module, Tensor, Bounds], Callable[[Tensor], Any]]] = {
+    "unclamped eager": _eager,
+    BASELINE: _compile,
+    "unclamped ONNX Runtime": _onnxruntime,
+    "sanitised eager": functools.partial(_sanitised, "eager"),
+    "sanitised compile": functools.partial(_sanitised, "compile"),
+    "sanitised onnxruntime": functools.partial(_sanitised, "onnxruntime"),
+    "sanitised auto": functools.partial(_sanitised, "auto"),
+    "sanitised int8": _int8,
+    "sanitised compile, monitor": _monitored,
+    "sanitised compile, inspect": _inspected,
+}
+
+
+def build(provider: str) -> Mapping[str, Call]:
+    """The calls of one provider by batch size, checked against the eager graph; runs in the provider's process."""
+    model, x = make(MODEL)
+    bounds = make_bounds(model, x, "neuron")
+    reference = model if provider.startswith("unclamped") else uf.sanitize(model, bounds, x, backend="eager")
+    run = PROVIDERS[provider](model, x, bounds)
+    calls: dict[str, Call] = {}
+    for batch in BATCHES:
+        rows = x[torch.arange(batch) % len(x)].contiguous()
+        with torch.no_grad():
+            expected, actual = reference(rows), run(rows)
+        error = float((actual - expected).abs().max() / expected.abs().max())
+        if not error <= AGREEMENT.get(provider, EXACTLY):
+            raise AssertionError(f"{provider} is off by {error:.1e} of the largest output at batch {batch}")
+        calls[str(batch)] = functools.partial(_without_gradients, run, rows)
+    return calls
+
+
+def _without_gradients(run: Callable[[Tensor], Any], rows: Tensor) -> object:
+    with torch.no_grad():
+        return run(rows)
+
+
+def cpu(rounds: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds a call of every provider, and how many times as fast as the unclamped torch.compile it is."""
+    found = interleaved(
+        {provider: functools.partial(build, provider) for provider in PROVIDERS},
+        rounds=rounds,
+        seconds=seconds,
+        progress=lambda done, total: _logger.info("%d of %d", done, total),
+    )
+    rows = []
+    baseline = found[BASELINE]
+    for provider, timings in found.items():
+        if isinstance(timings, Failure):
+            rows.append({"provider": provider, "failed": timings.reason})
+            continue
+        for batch, timing in timings.items():
+            row = {"provider": provider, "batch": int(batch), "calls": timing.calls}
+            row |= {name: 1e3 * getattr(timing, name) for name in ("median", "p20", "p80")}
+            if not isinstance(baseline, Failure):
+                row["speed"] = baseline[batch].median / timing.median
+            rows.append(row)
+    return {"model": MODEL, "unit": "ms", "threads": torch.get_num_threads(), "rows": rows}
+
+
+def detection(rounds: int, seconds: float) -> dict[str, Any]:  # noqa: ARG001 - nothing is timed
+    """How well each measure tells triggers, on the backdoored traffic sign models with the default recipe."""
+    rows = []
+    for name in gtsrb.UNDEFENDED:
+        model = gtsrb.load_model(name)
+        trigger, target = gtsrb.trigger_of(name)
+        bounds = uf.calibrate(model, gtsrb.batches("calibration"))
+        fast = uf.sanitize(model, bounds, gtsrb.load_images("test")[0][:2], backend="eager")
+        report = uf.evaluate(fast, gtsrb.batches("test"), trigger=trigger, target=target)
+        for found in report.detection:
+            limit = fast.threshold(0.01, of=found.measure)
+            row = {"model": name, "measure": found.measure, "auroc": found.auroc}
+            row |= {"detected": found.detected.value, "false_alarms": found.false_alarms.value}
+            row |= _at(limit, fast, found.measure, trigger, target)
+            _logger.info("%s", row)
+            rows.append(row)
+    return {"rows": rows}
+
+
+@torch.inference_mode()
+def _at(limit: float, fast: uf.SanitizedModel, measure: str, trigger: Any, target: int) -> dict[str, float]:
+    """The same at the threshold that calibration promises 1 % false alarms for."""
+    clean, triggered = [], []
+    for x, y in gtsrb.batches("test"):
+        clean.append(fast.inspect(x)[1][measure])
+        triggered.append(fast.inspect(trigger(x[y != target]))[1][measure])
+    return {
+        "threshold": limit,
+        "detected_at_threshold": float((torch.cat(triggered) > limit).float().mean()),
+        "false_alarms_at_threshold": float((torch.cat(clean) > limit).float().mean()),
+    }
+
+
+PARTS: dict[str, Callable[[int, float], dict[str, Any]]] = {"cpu": cpu, "detection": detection}
+
+
+def main() -> None:
+    """Measure the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="all when omitted; repeatable")
+    parser.add_argument("--rounds", type=int, default=7, help="bursts of each provider and batch")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a burst")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the folder results are written to")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    for part in options.part or PARTS:
+        figures = PARTS[part](options.rounds, options.seconds)
+        for row in figures["rows"]:
+            _logger.info("%s", row)
+        print(write_results(f"runtime_{part}", figures, options.output))
+
+
+if __name__ == "__main__":
+    main()

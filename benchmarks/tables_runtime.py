@@ -1,0 +1,41 @@
+"""Tables of what the runtime costs and detects."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.results_file import read_results
+
+NETWORKS = {
+    "gtsrb_vgg_badnets_target8": "VGG, white patch (BadNets)",
+    "gtsrb_vgg_trojan_wm_target2": "VGG, watermark (Trojan)",
+}
+
+
+def runtime_cpu() -> list[list[str]]:
+    """Milliseconds by batch, with the spread, and the speed over the unclamped torch.compile."""
+    rows = [row for row in read_results("runtime_cpu")["rows"] if "failed" not in row]
+    batches = sorted({row["batch"] for row in rows})
+    found: dict[tuple[str, int], dict[str, Any]] = {(row["provider"], row["batch"]): row for row in rows}
+    heads = [text for batch in batches for text in (f"batch {batch}, ms (p20 to p80)", "speed")]
+    table = [["way", *heads]]
+    for provider in dict.fromkeys(row["provider"] for row in rows):
+        cells = []
+        for batch in batches:
+            row = found[provider, batch]
+            cells += [f"{row['median']:.2f} ({row['p20']:.2f} to {row['p80']:.2f})", f"{row['speed']:.2f}×"]
+        table.append([provider, *cells])
+    return table
+
+
+def detection() -> list[list[str]]:
+    """AUROC and detection rates of each measure."""
+    heads = ["AUROC", "found at 1 % false alarms, %", "found at `threshold(0.01)`, %", "false alarms there, %"]
+    table = [["network", "measure", *heads]]
+    for row in read_results("runtime_detection")["rows"]:
+        shares = (row["detected"], row["detected_at_threshold"], row["false_alarms_at_threshold"])
+        cells = [f"{row['auroc']:.3f}", *(f"{100 * share:.1f}" for share in shares)]
+        table.append([NETWORKS[row["model"]], row["measure"], *cells])
+    return table
+
+
+TABLES: dict[str, Callable[[], list[list[str]]]] = {"runtime_cpu": runtime_cpu, "detection": detection}
