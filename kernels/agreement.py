@@ -21,6 +21,10 @@ TENSOR_CORE_TOLERANCE = {
 """The same for float32 products on tensor cores, by ``launch.dot_precision``; the interpreter multiplies exactly."""
 
 
+ROUNDED_TWICE = 4
+"""Times the tolerance where a library rounds its product before our epilogue, at values up to four times as large."""
+
+
 def tolerance_of(dtype: torch.dtype, precision: str = "ieee") -> float:
     """The largest ``error`` that rounding explains; ``precision`` says how float32 was multiplied."""
     if dtype == torch.float32 and precision in TENSOR_CORE_TOLERANCE:

@@ -28,7 +28,7 @@ from benchmarks.gpu.pool import run_tasks
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.timing import L2, sets_for, time_calls
 from benchmarks.shapes import NETWORKS, Layer, merged
-from unit_fast.kernels.agreement import error, tolerance_of
+from unit_fast.kernels.agreement import ROUNDED_TWICE, error, tolerance_of
 from unit_fast.kernels.checks import conv_size
 from unit_fast.kernels.dispatch.candidates import REFERENCES, Candidate, candidates_for
 from unit_fast.kernels.dispatch.environment import environment_of
@@ -43,7 +43,7 @@ WIDTH = 4
 VERIFYING_SHARE = 0.45
 """Of the part's time: what is not verified by then is not timed."""
 TASK_SECONDS = 90.0
-LIBRARY_TOLERANCE = 4 * tolerance_of(
+LIBRARY_TOLERANCE = ROUNDED_TWICE * tolerance_of(DTYPE)
     DTYPE
 )  # it rounds before the epilogue too, where values are up to four times larger
 
