@@ -44,8 +44,6 @@ VERIFYING_SHARE = 0.45
 """Of the part's time: what is not verified by then is not timed."""
 TASK_SECONDS = 90.0
 LIBRARY_TOLERANCE = ROUNDED_TWICE * tolerance_of(DTYPE)
-    DTYPE
-)  # it rounds before the epilogue too, where values are up to four times larger
 
 
 @dataclass(frozen=True)
