@@ -108,11 +108,24 @@ def test_explain_tells_batch_sizes_apart(tmp_path):
 
 
 def test_a_fused_graph_that_differs_is_refused(tmp_path, monkeypatch):
-    given, _ = program("resnet")
+    given, x = program("resnet")
     runner = Fused(given, dispatcher(tmp_path))
-    monkeypatch.setattr(runner._plain, "_reference", lambda *args: given.module(*args) + 1)
+    calls = []
+
+    def reference(*args):
+        calls.append(len(args[0]))
+        return given.module(*args) + wrong
+
+    monkeypatch.setattr(runner._plain, "_reference", reference)
+    wrong = 1
     with pytest.raises(uf.ParityError, match="does not agree with the sanitised graph at batch size 1"):
         runner.warmup([1])
+    with pytest.raises(uf.ParityError, match="at batch size 3"):
+        runner(x[:3])
+    wrong = 0
+    for size in (3, 3, 4, 3):
+        runner(x[:size])
+    assert calls == [1, 3, 3, 4], "once a batch size, and again after a failure"
 
 
 def test_odd_calls(tmp_path):

@@ -65,12 +65,6 @@ class Fused:
         output, counts = self._monitoring().run(args, kwargs)
         return output, counts
 
-    def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
-        """The model's output, the counts, and the largest excess over a bound, (N, sites) each: eagerly."""
-        with torch.no_grad():
-            output, counts, excess = self._program.inspecting(*args, **kwargs)
-        return output, counts, excess
-
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Measure, verify, compile and capture for these batch sizes.
 
@@ -118,27 +112,47 @@ class _Way:
         self._device = device
         self._reference = reference
         self._counting = counting
+        self._verified: set[int] = set()
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call; the first of each batch size is compared with the reference."""
         tensors = self.graph.flat.tensors(args, kwargs)
+        size = self._size(tensors)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _device_guard(self._device):
             outputs = (self._graphs or self.graph)(tensors)
-        if not self._counting:
-            return self.graph.flat.unflatten(outputs)
-        return self.graph.flat.unflatten(outputs[:-1]), outputs[-1]
+            result = self.graph.flat.unflatten(outputs[:-1] if self._counting else outputs)
+            if self._counting:
+                result = result, outputs[-1]
+            if size not in self._verified and not _capturing(self._device):
+                self._verify(result, self._reference(*args, **kwargs), size)
+        return result
 
     def warm(self, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> None:
+        """Choose the kernels for a batch size, capture it, and compare."""
         tensors = self.graph.flat.tensors(args, kwargs)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _device_guard(self._device):
             self.graph.tune(tensors, size)
             if self._graphs is not None:
                 self._graphs.warm(tensors)
-            found = difference(self.run(args, kwargs), self._reference(*args, **kwargs))
+        self._verified.discard(size)
+        self.run(args, kwargs)
+
+    def _size(self, tensors: Sequence[Tensor]) -> int:
+        batched = self.graph.flat.batched_inputs
+        return tensors[batched[0]].shape[0] if batched else 0
+
+    def _verify(self, result: Any, expected: Any, size: int) -> None:
+        found = difference(result, expected)
         if found is not None:
             raise ParityError(
                 f"the fused graph does not agree with the sanitised graph at batch size {size}: {found}. "
                 "Use backend='compile' or 'eager', and report the model"
             )
+        self._verified.add(size)
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _flat_reference(program: Program, counting: bool, *args: Any, **kwargs: Any) -> Any:
