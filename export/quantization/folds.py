@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from unit_fast.calibration.inputs import input_leaves
 from unit_fast.calibration.samples import SampleStore
 from unit_fast.export.flat import FlatGraph
 from unit_fast.export.folding import fold_for
 from unit_fast.export.forms.choice import Choice
-from unit_fast.export.quantization.ranges import BATCH_SIZE
+from unit_fast.export.quantization.ranges import first_batch
 from unit_fast.export.quantization.scales import LEVELS, for_range, quantise_weight
 from unit_fast.fusion.rewrite import constant
 from unit_fast.sites import clamp_bound
@@ -55,16 +54,21 @@ def choose_folds(graph: FlatGraph, form: str, samples: SampleStore, bits: int) -
         samples: calibration data, of which the first batch is used.
         bits: of weights.
 
+    Raises:
+        DataError: the calibration data does not fit the model.
+
     Returns:
         The choice for :func:`unit_fast.export.folding.fold_for`, and by site that stays unfolded, what it would lose.
     """
-    if form == "min":
+    inputs = first_batch(graph, samples)
+    several = _sites_of_several_bounds(graph.module)
+    if form == "min" or not several:
         return _UNFOLDED, {}
-    folded = fold_for(graph, _FOLDED)
+    choice = replace(_FOLDED, name=form, only=several)
+    folded = fold_for(graph, choice)
     sites = {site for site, outcome in folded.sites.items() if outcome.folded}
     if form == "folded" or not sites:
-        return replace(_FOLDED, name=form), {}
-    inputs = tuple(input_leaves(next(samples.batches(batch_size=BATCH_SIZE)).x).values())
+        return choice, {}
     before, after = _Rounded(graph.module, bits), _Rounded(folded.graph.module, bits)
     with torch.no_grad():
         before.run(*inputs)
@@ -75,7 +79,7 @@ def choose_folds(graph: FlatGraph, form: str, samples: SampleStore, bits: int) -
             loss = Loss(layer, before.decibels(layer), after.decibels(layer, before.power[layer]))
             if loss.before - loss.after > TOLERATED and (site not in losses or loss.after < losses[site].after):
                 losses[site] = loss
-    return replace(_FOLDED, only=frozenset(folded.sites.keys() - losses.keys()) if losses else None), losses
+    return replace(choice, only=several - losses.keys()), losses
 
 
 class _Rounded(fx.Interpreter):
@@ -117,6 +121,16 @@ def _rounded(values: Tensor) -> Tensor:
     zero_point = int(quantizer.zero_point)
     integers = (values / torch.from_numpy(quantizer.scale)).round().clamp(-zero_point, LEVELS - zero_point)
     return integers * torch.from_numpy(np.asarray(quantizer.scale))
+
+
+def _sites_of_several_bounds(module: fx.GraphModule) -> frozenset[str]:
+    """A site with one bound needs no folding: its scale is the bound as it is."""
+    found = set()
+    for node in module.graph.nodes:
+        bound = constant(module, node.args[1]) if node.target is clamp_bound else None
+        if bound is not None and bound.numel() > 1:
+            found.add(node.meta["site"])
+    return frozenset(found)
 
 
 def _layers_behind(module: fx.GraphModule) -> Mapping[str, set[str]]:

@@ -20,7 +20,7 @@ from unit_fast.export.quantization.ranges import Range, collect_ranges
 from unit_fast.export.quantization.scales import Quantizer, for_bound, for_range
 from unit_fast.export.quantization.structure import IntegerClamp, check_integer_clamps
 from unit_fast.export.quantization.tails import activation_after, clamped_result, narrowed
-from unit_fast.export.quantization.verification import check_integers
+from unit_fast.export.quantization.verification import check_integers, warn_of_float_layers
 from unit_fast.export.report import Int8Accuracy
 
 # Bytes of one site's limits, beyond which a file would grow by more than the time is worth.
@@ -75,6 +75,7 @@ def quantize(
     ir.save(model, quantized, external_data=data)
     clamped = check_integer_clamps(onnx.load(quantized), integer)
     check_integers(graph, quantized, plain.with_name("exposed.onnx"), clamped, integer)
+    warn_of_float_layers(quantized, plain.with_name("optimized.onnx"))
     accuracy = measure_accuracy(plain, quantized, samples)
     check_accuracy(accuracy)
     return Quantized(integer, floating, accuracy)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper
+from torch import Tensor
 
 from unit_fast.calibration.inputs import Inputs, input_leaves
 from unit_fast.calibration.samples import SampleStore
 from unit_fast.errors import DataError
+from unit_fast.export.flat import FlatGraph
 from unit_fast.export.session import OnnxRuntimeModel
 
 BATCH_SIZE = 32
@@ -53,18 +55,45 @@ def collect_ranges(plain: Path, names: Sequence[str], samples: SampleStore, watc
 
 
 def feed(model: OnnxRuntimeModel, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Inputs by the file's names.
+    """Inputs by the file's names; :func:`first_batch` has seen that they fit."""
+    leaves = by_name(model.input_names, inputs)
+    return {name: leaf.detach().cpu().contiguous().numpy() for name, leaf in leaves.items()}
+
+
+def first_batch(graph: FlatGraph, samples: SampleStore) -> tuple[Tensor, ...]:
+    """The inputs of ``graph`` for the first mini-batch of samples.
+
+    Raises:
+        DataError: there are more or fewer inputs than the model takes, or others, or of other shapes or dtypes.
+    """
+    leaves = by_name(graph.input_names, next(samples.batches(batch_size=BATCH_SIZE)).x)
+    for (name, leaf), example, dynamic in zip(leaves.items(), graph.inputs, graph.dynamic, strict=True):
+        fits = leaf.ndim == example.ndim and all(
+            found == expected or axis in dynamic
+            for axis, (found, expected) in enumerate(zip(leaf.shape, example.shape, strict=True))
+        )
+        if not fits or leaf.dtype != example.dtype:
+            raise DataError(
+                f"calibration_data gives {name} in the shape {tuple(leaf.shape)} and {leaf.dtype}; the model takes "
+                f"(N, {', '.join(map(str, example.shape[1:]))}) and {example.dtype}"
+            )
+    return tuple(leaves.values())
+
+
+def by_name(names: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
+    """Inputs in the order of ``names``.
 
     Raises:
         DataError: there are more or fewer of them, or others, than the model takes.
     """
-    leaves = input_leaves(inputs)
-    names = list(inputs) if isinstance(inputs, dict) else list(model.input_names)
-    if len(leaves) != len(model.input_names) or set(names) != set(model.input_names):
+    leaves = list(input_leaves(inputs).values())
+    given = list(inputs) if isinstance(inputs, dict) else list(names)
+    if len(leaves) != len(names) or set(given) != set(names):
         raise DataError(
-            f"calibration_data gives the inputs {', '.join(leaves)}; the model takes {', '.join(model.input_names)}"
+            f"calibration_data gives the inputs {', '.join(input_leaves(inputs))}; the model takes {', '.join(names)}"
         )
-    return {name: leaf.detach().cpu().contiguous().numpy() for name, leaf in zip(names, leaves.values(), strict=True)}
+    found = dict(zip(given, leaves, strict=True))
+    return {name: found[name] for name in names}
 
 
 def _watch(plain: Path, watched: Path, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ do; on inputs at which bounds bind. The two differ where a sum falls on the edge
 kernels overflow: processors without VNNI add two products in 16 bits.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from onnx import helper
 from torch import Tensor
 
 from unit_fast.errors import ParityError
+from unit_fast.export.errors import FusionWarning
 from unit_fast.export.flat import FlatGraph
 from unit_fast.export.quantization.structure import IntegerClamp
 from unit_fast.export.reference import BATCHES, SCALES
-from unit_fast.export.session import OnnxRuntimeModel
+from unit_fast.export.session import OnnxRuntimeModel, load_onnxruntime
 
 # In dB. Edges cost 30 to 60 dB below the signal; sums that overflow leave a few.
 LEAST_SIGNAL = 15.0
+_LAYERS = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm")
 
 
 def check_integers(
@@ -51,6 +54,33 @@ def check_integers(
                 for clamp in clamps:
                     _check_bound(clamp, found[clamped[clamp.site]], where)
             _check_kernels(plain[False].run(feed), plain[True].run(feed), f"{name} inputs, batch {batch}")
+
+
+def warn_of_float_layers(quantized: Path, optimized: Path) -> None:
+    """Warn of layers with int8 weights that the installed ONNX Runtime does not run on integers.
+
+    Args:
+        quantized: the file.
+        optimized: where the graph goes that ONNX Runtime makes of it.
+
+    Warns:
+        FusionWarning: names the first of them.
+    """
+    runtime = load_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(optimized)
+    runtime.InferenceSession(str(quantized), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(optimized, load_external_data=False).graph.node
+    widened = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    left = [node.name for node in nodes if node.op_type in _LAYERS and not node.domain and node.input[1] in widened]
+    if left:
+        warnings.warn(
+            f"{len(left)} layers with int8 weights run in float in the ONNX Runtime that is installed "
+            f"({', '.join(left[:5])}{', …' if len(left) > 5 else ''}); the file is right, but slower than it could be",
+            FusionWarning,
+            stacklevel=5,
+        )
 
 
 def _check_bound(clamp: IntegerClamp, activation: Tensor, where: str) -> None:
