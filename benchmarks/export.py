@@ -48,7 +48,7 @@ NETWORK = "resnet18_32"
 SUITE = ("resnet18_32", "resnet20_32", "vgg_32", "densenet_32", "vit_32", "mobilenet_v2", "efficientnet_lite0")
 THREADS = 2
 BATCHES = (1, 16)
-SAMPLES = 128  # that int8 is fitted to
+SAMPLES, LARGE_SAMPLES = 128, 32  # that bounds and int8 are fitted to; of images above 64×64 fewer, for memory
 
 Row = dict[str, Any]
 Builder = Callable[[], Mapping[str, Call]]
@@ -152,7 +152,8 @@ class Workshop:
         return make(name)
 
     def _bounds(self, name: str, granularity: Granularity) -> Bounds:
-        return make_bounds(*self.network(name), granularity)
+        model, example = self.network(name)
+        return make_bounds(model, torch.cat(samples(example)), granularity)
 
     def export(self, name: str, way: Way, verify: bool = True) -> ExportReport:
         """Write the network that way.
@@ -191,9 +192,10 @@ class Workshop:
 
 
 def samples(example: Tensor) -> list[Tensor]:
-    """Inputs to fit int8 to, in batches: the example's, then others drawn like it."""
+    """Inputs to fit to, in batches: the example's, then others drawn like it."""
     generator = torch.Generator().manual_seed(1)
-    drawn = torch.randn(SAMPLES - len(example), *example.shape[1:], generator=generator)
+    count = SAMPLES if example.shape[-1] <= 64 else LARGE_SAMPLES
+    drawn = torch.randn(count - len(example), *example.shape[1:], generator=generator)
     return list(torch.cat([example, drawn * example.std() + example.mean()]).split(16))
 
 

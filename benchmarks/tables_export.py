@@ -47,8 +47,8 @@ def _outcome(row: dict[str, Any] | None, form: str) -> str:
         return "refused"
     held = f"{row['int8_agreement']:.1%}" if "int8_agreement" in row else f"{row['max_rel_error']:.0e}"
     sites = row["sites"]
-    if form in sites and len(sites) > 1:
-        held += f" ({sites[form]} of {sum(sites.values())} sites)"
+    if form != "auto" and set(sites) != {form}:
+        held += f" ({sites.get(form, 0)} of {sum(sites.values())} sites)"
     return held
 
 

@@ -114,6 +114,7 @@ def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> No
         "forms": [
             row("vit_32", "clip", "tensor", "fp32", sites={"clip": 4}, max_rel_error=3.2e-6),
             row("vit_32", "folded", "channel", "fp32", sites={"min": 3, "folded": 1}, max_rel_error=4e-6),
+            row("vit_32", "folded", "tensor", "fp32", sites={"min": 4}, max_rel_error=4e-6),
             row("vit_32", "auto", "channel", "int8", sites={"scale": 4}, max_rel_error=1e-6, int8_agreement=0.992),
             row("vit_32", "auto", "neuron", "int8", error="ExportError", reason="because"),
         ],
@@ -129,6 +130,7 @@ def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> No
     by_head = dict(zip(heads, cells, strict=True))
     assert by_head["`clip`, tensor"] == "3e-06"
     assert by_head["`folded`, channel"] == "4e-06 (1 of 4 sites)"
+    assert by_head["`folded`, tensor"] == "4e-06 (0 of 4 sites)"
     assert by_head["int8, channel"] == "99.2%"
     assert by_head["int8, neuron"] == "refused"
     assert tables_export.cost()[1] == ["fp32", "min", "neuron", *["2.00 (1.90 to 2.20)", "1.08×"] * 2]
