@@ -7,6 +7,7 @@ from unit_fast.export.errors import ExportError, FusionWarning, SaturationWarnin
 from unit_fast.export.exporter import export_onnx
 from unit_fast.export.layout import triton_repository
 from unit_fast.export.layout_config import TritonOptions
+from unit_fast.export.normalization import Normalization
 from unit_fast.export.report import ExportReport, ParityCheck, ParityResult, SiteReport
 from unit_fast.export.session import OnnxRuntimeModel
 
@@ -14,6 +15,7 @@ __all__ = [
     "ExportError",
     "ExportReport",
     "FusionWarning",
+    "Normalization",
     "OnnxRuntimeModel",
     "ParityCheck",
     "ParityResult",

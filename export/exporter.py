@@ -1,7 +1,7 @@
 """export_onnx(): model and bounds ⇒ a verified ONNX file, or an error and no file."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from unit_fast.bounds import Bounds
 from unit_fast.capture import Example
 from unit_fast.errors import BackendUnavailableError
+from unit_fast.export.normalization import Normalization
 from unit_fast.export.report import ExportReport
 from unit_fast.export.session import load_onnxruntime
 
@@ -26,6 +27,7 @@ def export_onnx(
     precision: str = "fp32",
     opset: int = 20,
     verify: bool = True,
+    normalization: Normalization | tuple[Sequence[float], Sequence[float]] | None = None,
     calibration_data: Iterable[Any] | None = None,
     weight_bits: int = 8,
 ) -> ExportReport:
@@ -53,6 +55,9 @@ def export_onnx(
         opset: ONNX operator set, 18 to 24.
         verify: False leaves the comparison in ONNX Runtime out (the structure is checked all the same); the report
             and the file's metadata say so. The cost of int8 is measured in any case.
+        normalization: ``(mean, std)``, one number or one a channel: the file takes images in [0, 1] and computes
+            (x − mean) / std itself, in the weights of its first layers where that is exact. ``example_input`` stays
+            what the model is called with. Not in int8.
         calibration_data: for int8: batches of (x, y) or x, such as the loader that the bounds were calibrated on; a few
             hundred clean samples. Iterated once.
         weight_bits: for int8: 8, or 7 for processors without VNNI, whose integer kernels overflow.
@@ -76,7 +81,7 @@ def export_onnx(
             f"the export needs onnx and onnxscript ({error}); install unit_fast[onnxruntime], or unit_fast[onnx] to "
             "export without verification"
         ) from error
-    options = Options(form, precision, opset, verify, weight_bits, target)
+    options = Options(form, precision, opset, verify, weight_bits, target, Normalization.of(normalization))
     options.check()
     if verify or precision == "int8":
         load_onnxruntime()

@@ -4,7 +4,6 @@ import copy
 import errno
 import hashlib
 import itertools
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,18 +25,21 @@ from unit_fast.errors import DataError, ParityError
 from unit_fast.export.clean import check_private, name_activations, name_signature, strip
 from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph, flatten_graph
+from unit_fast.export.fold_normalization import fold_normalisation, normalise
 from unit_fast.export.folding import fold_for, prove_folding
 from unit_fast.export.forms import Clamp, check_choice, choose, lower
 from unit_fast.export.fused import warn_of_unfused
 from unit_fast.export.half import DIVISORS, in_half
+from unit_fast.export.normalization import Normalization
 from unit_fast.export.parity import check_parity
 from unit_fast.export.provenance import describe, sign
+from unit_fast.export.publish import data_name, publish
 from unit_fast.export.quantization import IntegerClamp, Loss, check_integer_clamps, choose_folds, quantize
 from unit_fast.export.reference import Written
 from unit_fast.export.report import ExportReport, SiteReport
 from unit_fast.export.structure import check_structure
 from unit_fast.export.translate import OPSETS, translate
-from unit_fast.files import OutputError, atomic_write
+from unit_fast.files import OutputError
 from unit_fast.sites import find_sites, insert_bounds
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -59,6 +61,7 @@ class Options:
     verify: bool
     weight_bits: int = 8
     target: str = "onnxruntime"
+    normalization: Normalization | None = None
 
     def check(self) -> None:
         """Raise ExportError for what is not there."""
@@ -68,6 +71,8 @@ class Options:
                 f"form={self.form!r} is not available in int8, where scales and integers clamp; the forms are: "
                 f"{', '.join(INT8_FORMS)}"
             )
+        if self.precision == "int8" and self.normalization is not None:
+            raise ExportError("normalization is not available in int8, whose calibration data is what the model takes")
         if self.weight_bits not in (7, 8):
             raise ExportError(f"weight_bits={self.weight_bits!r} is not available; expected 8 or 7")
         if self.precision not in PRECISIONS:
@@ -143,6 +148,8 @@ def _write(
 ) -> ExportReport:
     graph = flatten_graph(sanitised, example_input)
     _require_float32(graph)
+    if options.normalization is not None:
+        graph = normalise(graph, options.normalization)
     losses: dict[str, Loss] = {}
     if samples is None:
         choice = choose(options.form, options.target, bounds.granularity)
@@ -153,13 +160,14 @@ def _write(
     folded = fold_for(graph, choice)
     if options.verify and folded.sites:
         prove_folding(graph, choice)
-    made = in_half(folded.graph) if options.precision == "fp16" else folded.graph
+    made = folded.graph if options.normalization is None else fold_normalisation(folded.graph)
+    made = in_half(made) if options.precision == "fp16" else made
     exported, site_bounds = translate(made, options.opset)
     clamps = lower(exported, site_bounds, choice, folded.sites)
     strip(exported)
     name_signature(exported, graph)
     name_activations(exported)
-    data = f"{path.name}.data" if _tensor_bytes(exported) > EXTERNAL_ABOVE else None
+    data = data_name(exported, path) if _tensor_bytes(exported) > EXTERNAL_ABOVE else None
 
     plain = folder / "plain.onnx"
     ir.save(exported, plain, external_data=data)
@@ -181,11 +189,14 @@ def _write(
         written |= {clamp.site: clamp for clamp in quantized.integer}
         accuracy = quantized.accuracy
 
-    sign(exported, describe(bounds, graph, [*written.values()], options.form, options.precision, parity, accuracy))
+    entries = describe(
+        bounds, graph, [*written.values()], options.form, options.precision, parity, accuracy, options.normalization
+    )
+    sign(exported, entries)
     final = folder / "final.onnx"
     ir.save(exported, final, external_data=data)
     _check_file(final, [*written.values()], options.opset)
-    size = _publish(final, path, folder / data if data else None)
+    size = publish(final, path, folder / data if data else None)
     return ExportReport(
         path=path,
         opset=options.opset,
@@ -286,18 +297,3 @@ def _check_file(file: Path, clamps: Sequence[Clamp | IntegerClamp], opset: int) 
     check_structure(model, floating, opset, [clamp.site for clamp in integer])
     check_integer_clamps(model, integer)
     check_private(model)
-
-
-def _publish(file: Path, path: Path, data: Path | None) -> int:
-    """Move the verified file to its place, its external data first; returns their size in bytes."""
-    size = file.stat().st_size
-    if data is not None:
-        size += data.stat().st_size
-        data.replace(path.with_name(data.name))
-    try:
-        atomic_write(path, lambda temporary: shutil.copyfile(file, temporary))
-    except BaseException:
-        if data is not None:
-            path.with_name(data.name).unlink()
-        raise
-    return size

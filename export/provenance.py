@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from unit_fast.bounds import Bounds
 from unit_fast.export.flat import FlatGraph
 from unit_fast.export.forms import Clamp
+from unit_fast.export.normalization import Normalization
 from unit_fast.export.quantization import IntegerClamp
 from unit_fast.export.report import Int8Accuracy, ParityResult
 from unit_fast.export.session import STRUCTURE_KEY
@@ -27,6 +29,7 @@ def describe(
     precision: str,
     parity: ParityResult | None,
     accuracy: Int8Accuracy | None = None,
+    normalization: Normalization | None = None,
 ) -> dict[str, str]:
     """Metadata by key, the same for the same export: no time, no machine, no path."""
     entries: dict[str, Any] = {
@@ -42,6 +45,8 @@ def describe(
         "unit_fast.parity": parity.summary() if parity else "not verified",
         STRUCTURE_KEY: json.dumps(graph.structure),
     }
+    if normalization is not None:
+        entries["unit_fast.normalization"] = json.dumps(asdict(normalization))
     if accuracy is not None:
         entries["unit_fast.int8"] = accuracy.summary()
     return {key: str(value) for key, value in entries.items()}

@@ -8,7 +8,7 @@ arithmetic makes in either is what the file may be wrong by, up to a factor and 
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,7 +96,17 @@ def reference_cases(graph: FlatGraph, sites: Iterable[str], written: Written | N
             cases.append(case)
             for site in reached:
                 reached[site] |= bool((before[site] > after[site]).any())
-    return Cases(tuple(cases), reached, tuple(skipped))
+    return Cases(_sharing_rounding(cases), reached, tuple(skipped))
+
+
+def _sharing_rounding(cases: list[Case]) -> tuple[Case, ...]:
+    """The error seen in a batch of one is one of few values: batches of the same scale share the largest."""
+    largest: dict[tuple[str, str], float] = {}
+    for case in cases:
+        for what, error in case.rounding.items():
+            key = (case.name, what)
+            largest[key] = max(error, largest.get(key, 0.0))
+    return tuple(replace(case, rounding={what: largest[case.name, what] for what in case.rounding}) for case in cases)
 
 
 def widened(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
