@@ -95,6 +95,7 @@ def test_forms_and_targets(
         pytest.param(["--input-shape", "0x8x8"], "expected numbers above 0", id="shape-zero"),
         pytest.param(["-o", "absent/m.onnx"], "there is no folder absent", id="unwritable"),
         pytest.param(["--dtype", "int8"], "--dtype int8 is fitted to data; give --data", id="int8-without-data"),
+        pytest.param(["--fold-normalization"], "writes --mean and --std into the file", id="no-normalisation"),
         pytest.param(["--graph", "g.png"], "--graph g.png: a picture of the graph ends in .svg or .html", id="picture"),
         pytest.param(["--graph", "absent/g.svg"], "--graph absent/g.svg: there is no folder absent", id="graph-folder"),
         pytest.param(["-o", "m.svg", "--graph", "m.svg"], "is the file that the model goes to", id="graph-is-output"),
@@ -198,3 +199,17 @@ def test_int8_is_fitted_to_the_data(here: Path, bounds: Path, unit_fast) -> None
     forms = [site["form"] for site in described["sites"]]
     picture = (here / "g.html").read_text()
     assert sum(picture.count(f'class="box clamp form-{form.replace(" ", "-")}"') for form in set(forms)) == 2
+
+
+def test_the_file_can_take_pixels(here: Path, bounds: Path, unit_fast) -> None:
+    numbers = ("--mean", "0.4", "--std", "0.2")
+    arguments = ("export", "-m", "model.pt2", "-b", bounds, "--data", "clean.npz", *numbers, *FAST)
+    with np.load(here / "clean.npz") as arrays:
+        x = torch.from_numpy(arrays["x"][:5])
+
+    outside = unit_fast(*arguments, "-o", "outside.onnx")
+    inside = unit_fast(*arguments, "-o", "inside.onnx", "--fold-normalization")
+
+    assert (outside.exit_code, inside.exit_code) == (0, 0), outside.stderr + inside.stderr
+    expected = OnnxRuntimeModel(here / "outside.onnx")((x - 0.4) / 0.2)
+    torch.testing.assert_close(OnnxRuntimeModel(here / "inside.onnx")(x), expected, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """``unit-fast export``: model and bounds as an ONNX file that was verified before it appears."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -76,6 +76,13 @@ def export(
         bool,
         typer.Option("--verify/--no-verify", help="Compare the file in ONNX Runtime with torch before it appears."),
     ] = True,
+    fold_normalization: Annotated[
+        bool,
+        typer.Option(
+            "--fold-normalization",
+            help="The file takes pixels in [0, 1] and applies --mean and --std itself.",
+        ),
+    ] = False,
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Time the file beside the same model without clamps.")
     ] = True,
@@ -159,6 +166,7 @@ def export(
             precision=precision,
             opset=opset,
             verify=verify,
+            normalization=_normalization(mean, std) if fold_normalization else None,
             calibration_data=_calibration_data(precision, data, size, mean, std),
             weight_bits=weight_bits,
         )
@@ -175,6 +183,15 @@ def export(
         if speed:
             result["speed"] = _show_speed(terminal, report, loaded, learned, example)
         terminal.result(result)
+
+
+def _normalization(mean: str | None, std: str | None) -> tuple[Sequence[float], Sequence[float]]:
+    from unit_fast.cli.data import parse_normalisation
+
+    found = parse_normalisation(mean, std)
+    if found is None:
+        raise DataError("--fold-normalization writes --mean and --std into the file; give them")
+    return found.mean, found.std
 
 
 def _calibration_data(
