@@ -61,7 +61,10 @@ def test_table_json_and_page(here: Path, bounds: Path, unit_fast) -> None:
 
     assert result.exit_code == 0, result.stderr
     assert "attack success rate" in result.stdout
-    assert json.loads((here / "report.json").read_text())["target"] == "all-to-all"
+    report = json.loads((here / "report.json").read_text())
+    assert report["target"] == "all-to-all"
+    assert [found["measure"] for found in report["detection"]] == ["saturation", "excess"]
+    assert "triggers told by excess" in result.stdout
     page = (here / "report.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert "clean.npz" in page

@@ -42,6 +42,9 @@ def candidate(name, seconds, error=None):
         def monitor(self, x):
             return name, torch.zeros(len(x), 1)
 
+        def inspect(self, x):
+            return (*self.monitor(x), torch.zeros(len(x), 1))
+
         def warmup(self, batch_sizes, monitor=False):  # noqa: ARG002 - the protocol's
             for size in batch_sizes:
                 call = self.program.example.of_size(size)
@@ -125,6 +128,7 @@ def test_without_warmup_too(choosing):
     with pytest.warns(FallbackWarning, match="without the compile backend: off"):
         assert auto(images(1)) == "onnxruntime"
     assert auto.monitor(images(2))[0] == "onnxruntime"
+    assert auto.inspect(images(2))[0] == "onnxruntime"
 
 
 def test_with_nothing_left_the_reference_runs(choosing, program):

@@ -196,6 +196,16 @@ def test_nested_signatures_are_kept():
     assert (expected["sum"] - model(pair, 2.0, mask=mask)["sum"]).abs().max() > 1e-2
 
 
+def test_a_request_with_nan_is_answered_and_decides_nothing(fast):
+    x = images(9)
+    x[2] = torch.nan
+    fast._runner()._output._known.clear()
+    assert fast(x).isnan().all(1).tolist() == [row == 2 for row in range(9)]
+    assert not fast._runner()._output._known
+    fast(images(9))
+    assert fast._runner()._output._known
+
+
 def test_inputs_that_do_not_fit_fail_in_the_models_own_words(fast):
     with pytest.raises((ValueError, RuntimeError), match=r"3, 5, 8, 8|5 channels"):
         fast(torch.randn(3, 5, 8, 8))

@@ -7,8 +7,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 # Largest difference relative to the largest magnitude in the reference. Whole networks sum in other orders than the
-# reference and round at every layer: 1e-6 is usual in float32. What computes something else is wrong by about 1.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# reference and round at every layer: 1e-6 is usual in float32, and 4.7e-5 was seen where inputs a hundred times too
+# large drive a network into its bounds. What computes something else is wrong by about 1.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def judgeable(expected: Any) -> bool:
+    """Whether the reference is finite: runtimes differ on NaN, and what holds one is no ground to judge by."""
+    return all(
+        bool(leaf.isfinite().all())
+        for leaf in pytree.tree_leaves(expected)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    )
 
 
 def difference(actual: Any, expected: Any) -> str | None:

@@ -18,7 +18,7 @@ from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import SiteNote
 from unit_fast.runtime.onnx_session import OnnxSession
 from unit_fast.runtime.program import Program
-from unit_fast.runtime.runner import Runner
+from unit_fast.runtime.runner import Inspector
 from unit_fast.timing import burst
 
 # In turn, so that a clock that drifts or a neighbour that wakes up meets both alike. 0.5 s a backend and batch size.
@@ -51,12 +51,12 @@ class Automatic:
     cannot run or disagrees with the reference is dropped with a warning; with nothing left, the graph runs eagerly.
     """
 
-    candidates: Mapping[str, Callable[[Program], Runner]] = {"compile": Compiled, "onnxruntime": OnnxSession}
+    candidates: Mapping[str, Callable[[Program], Inspector]] = {"compile": Compiled, "onnxruntime": OnnxSession}
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._made: dict[str, Runner] = {}
+        self._made: dict[str, Inspector] = {}
         self._dropped: set[str] = set()
         self._choices: dict[int, _Choice] = {}
 
@@ -74,6 +74,11 @@ class Automatic:
         """The model's output, and the number of activations above their bound, (N, sites): by torch.compile."""
         counted: tuple[Any, Tensor] = self._by_choice("compile", lambda runner: runner.monitor(*args, **kwargs))
         return counted
+
+    def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
+        """The model's output, the counts, and the largest excess over a bound, (N, sites) each: by torch.compile."""
+        found: tuple[Any, Tensor, Tensor] = self._by_choice("compile", lambda runner: runner.inspect(*args, **kwargs))
+        return found
 
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Verify, measure and choose for these batch sizes."""
@@ -121,7 +126,7 @@ class Automatic:
             known = choices[min(choices, key=lambda warmed: max(warmed, size) / max(1, min(warmed, size)))]
         return known.name
 
-    def _by_choice(self, name: str, use: Callable[[Runner], Any]) -> Any:
+    def _by_choice(self, name: str, use: Callable[[Inspector], Any]) -> Any:
         """``use`` with the named candidate, or with the first that works."""
         if name not in self._dropped:
             try:
@@ -136,7 +141,7 @@ class Automatic:
                     self._drop(other, error)
         raise AssertionError("the eager graph is its own reference")
 
-    def _warmed(self, name: str, size: int) -> Runner | None:
+    def _warmed(self, name: str, size: int) -> Inspector | None:
         if name in self._dropped:
             return None
         try:
@@ -152,14 +157,14 @@ class Automatic:
         self._made.pop(name, None)
         warnings.warn(f"running without the {name} backend: {error}", FallbackWarning, stacklevel=4)
 
-    def _runner(self, name: str) -> Runner:
+    def _runner(self, name: str) -> Inspector:
         runner = self._made.get(name)
         if runner is None:
-            make: Callable[[Program], Runner] = self.candidates.get(name, Eager)
+            make: Callable[[Program], Inspector] = self.candidates.get(name, Eager)
             runner = self._made.setdefault(name, make(self._program))
         return runner
 
-    def _measure(self, runners: Mapping[str, Runner], call: Call) -> dict[str, float]:
+    def _measure(self, runners: Mapping[str, Inspector], call: Call) -> dict[str, float]:
         taken: dict[str, list[float]] = {name: [] for name in runners}
         for _ in range(ROUNDS):
             for name, runner in runners.items():

@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, ParityError
-from unit_fast.runtime.agreement import difference
+from unit_fast.runtime.agreement import difference, judgeable
 from unit_fast.runtime.explain import SiteNote
 from unit_fast.runtime.flat import FlatGraph
 from unit_fast.runtime.program import Program
@@ -149,6 +149,8 @@ class CompiledGraph:
                     variant = self._compile(key, inputs, batch)
                     self._variants.append(variant)
             outputs = variant.function(*inputs)
+        if not judgeable(expected):
+            return outputs
         found = difference(outputs, expected)
         if found is not None:
             raise ParityError(

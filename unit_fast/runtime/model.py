@@ -215,8 +215,9 @@ class SanitizedModel(nn.Module):
 
     def _inspector(self) -> Callable[..., Any]:
         runner = self._runner()
-        if isinstance(runner, Compiled | Eager):
-            return runner.inspect
+        own: Callable[..., Any] | None = getattr(runner, "inspect", None)
+        if own is not None:
+            return own
         with self._lock:
             if self._beside is None or self._beside[0] is not runner:
                 able = Compiled.unavailable(self._device(), self._weights_dtype()) is None

@@ -33,3 +33,10 @@ class Runner(Protocol):
 
     def explain(self) -> Sequence[SiteNote]:
         """What runs each site, and why."""
+
+
+class Inspector(Runner, Protocol):
+    """A runner that also looks for the largest excess over each bound."""
+
+    def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
+        """What ``monitor`` returns, and (N, sites): how far the activation furthest above its bound lies above it."""

@@ -1,0 +1,45 @@
+"""When a backend counts as right: rounding passes, nothing else does."""
+
+import pytest
+import torch
+
+from unit_fast.runtime.agreement import TOLERANCES, difference
+
+EXPECTED = torch.linspace(-3, 3, 101, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_rounding_passes_and_ten_tolerances_do_not(dtype):
+    expected = EXPECTED.to(dtype)
+    assert difference([expected * (1 + 2 * torch.finfo(dtype).eps)], [expected]) is None
+    wrong = expected.clone()
+    wrong[7] += 30 * TOLERANCES[dtype]
+    assert "output 0 is off by" in difference([wrong], [expected])
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "said"),
+    [
+        pytest.param([1.0, 2.0], [[1.0, 2.0]], "is torch.float32 (2,), expected torch.float32 (1, 2)", id="shape"),
+        pytest.param([float("nan"), 1.0], [1.0, 1.0], "NaN in other places", id="nan"),
+        pytest.param([0.5], [0.0], "off by", id="something where zero belongs"),
+        pytest.param([float("inf")], [1.0], "off by inf", id="infinity"),
+    ],
+)
+def test_what_differs_is_said(actual, expected, said):
+    assert said in difference([torch.tensor(actual)], [torch.tensor(expected)])
+
+
+@pytest.mark.parametrize("values", [[float("nan"), 1.0], [], [0.0]], ids=["nan alike", "nothing", "zero"])
+def test_what_is_alike_passes(values):
+    assert difference({"a": torch.tensor(values)}, {"a": torch.tensor(values)}) is None
+
+
+def test_other_dtypes_are_said():
+    assert "is torch.float16" in difference([torch.zeros(2).half()], [torch.zeros(2)])
+
+
+def test_counts_may_move_by_one_in_a_hundred():
+    counts = torch.tensor([[0, 500]])
+    assert difference([counts + torch.tensor([[1, 6]])], [counts]) is None
+    assert difference([counts + torch.tensor([[0, 7]])], [counts]) == "output 0 is off by 7; expected at most 6"
