@@ -145,6 +145,16 @@ class Dispatcher:
         """What runs such a call; measured if need be within ``tuning()``."""
         return self._choice(operator, complete(operator, args))
 
+    def describe(self) -> dict[str, str]:
+        """Where choices come from on this device, in words."""
+        measured, shipped = len(self._store.records()), self._store.shipped_count()
+        table = f"{shipped} problems" if shipped else f"none for {self.environment.device}"
+        return {
+            "candidates": f"{self.policy} ({VARIABLE} restricts them)",
+            "measured here": f"{measured} problems, in {self._store.path}",
+            "shipped table": table,
+        }
+
     def release(self) -> None:
         """Let go of the memory that measuring took; to be called when a warm-up is over."""
         if self._clock is not None:

@@ -98,10 +98,17 @@ class Store:
 
     def shipped(self, key: str) -> Record | None:
         """What was measured for ``key`` on a GPU of this name, with whatever versions the table was made with."""
+        return self._shipped_table().get(key)
+
+    def shipped_count(self) -> int:
+        """How many problems the shipped table has an answer for."""
+        return len(self._shipped_table())
+
+    def _shipped_table(self) -> dict[str, Record]:
         with self._lock:
             if self._table is None:
                 self._table = read_table(self._table_path)
-            return self._table.get(key)
+            return self._table
 
     def put(self, key: str, record: Record) -> None:
         """Keep ``record``, on disk too if that can be."""

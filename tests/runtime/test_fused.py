@@ -1,5 +1,6 @@
 """The "triton" backend on the CPU: the kernels in Triton's interpreter where they are, else their references."""
 
+import copy
 import threading
 
 import pytest
@@ -144,6 +145,26 @@ def test_odd_calls(tmp_path):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(runner(x), expected, **close)
     assert not runner(x.requires_grad_()).requires_grad
+
+
+def test_sanitize_runs_it_and_follows_changes_of_the_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr(Fused, "unavailable", classmethod(lambda cls, device, dtype: None))  # noqa: ARG005
+    monkeypatch.setattr(module, "_dispatcher", lambda _: dispatcher(tmp_path))
+    model, x = make("resnet")
+    fast = uf.sanitize(model, made_bounds("resnet", "neuron"), x, backend="triton").warmup([2], monitor=True)
+    assert "conv2d + add + relu + clamp" in fast.explain()
+    with torch.no_grad():
+        expected = fast.graph_module(x)
+    torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
+    output, saturation = fast.monitor(x)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert (saturation > 0).any()
+    clone = copy.deepcopy(fast)
+    with torch.no_grad():
+        clone.graph_module.get_parameter("fc.weight").zero_()
+        bias = clone.graph_module.get_parameter("fc.bias").expand(len(x), -1)
+    torch.testing.assert_close(clone(x), bias, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_threads_share_a_runner(tmp_path):

@@ -33,6 +33,8 @@ def env(json: options.Json = False) -> None:
     """Show versions, devices and backends: what can run here, and why the rest cannot."""
     terminal = Terminal(json=json)
     found = {"platform": _platform(), "packages": _packages(), "devices": _devices(), "backends": _backends()}
+    if kernels := _kernels():
+        found["kernels"] = kernels
     terminal.show(*(_table(title, values) for title, values in found.items()))
     terminal.result(found)
 
@@ -86,6 +88,19 @@ def _backends() -> dict[str, Any]:
     able = {f"{name} on {device.type}": f"no: {reason}" if reason else "yes" for name, reason in reasons.items()}
     chosen, why = auto_choice(device)
     return able | {f"auto on {device.type}": f"{chosen}: {why}"}
+
+
+def _kernels() -> dict[str, str]:
+    """Where the triton backend's choices of kernels come from; nothing where it cannot run."""
+    from unit_fast.cli.devices import parse_device
+    from unit_fast.runtime.backends import unavailable
+
+    device = parse_device("auto")
+    if unavailable("triton", device) is not None:
+        return {}
+    from unit_fast.kernels.dispatch import dispatcher_for
+
+    return dispatcher_for(device).describe()
 
 
 def _table(title: str, values: dict[str, Any]) -> Table:

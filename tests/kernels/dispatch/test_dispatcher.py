@@ -221,6 +221,16 @@ def test_a_call_that_does_not_fit_is_refused(tmp_path):
         under_test.run("epilogue", (X.int(),))
 
 
+def test_it_tells_where_choices_come_from(tmp_path):
+    write_table(tmp_path / "tables" / "nvidia-h200.json", H200, {KEY: Record("triton a"), "other": Record("triton b")})
+    under_test = dispatcher(some_ways(), tmp_path, tables=tmp_path / "tables", policy="triton")
+    found = under_test.describe()
+    assert found["candidates"] == "triton (UNIT_FAST_KERNELS restricts them)"
+    assert found["measured here"].startswith(f"0 problems, in {tmp_path}")
+    assert found["shipped table"] == "2 problems"
+    assert dispatcher(some_ways(), tmp_path).describe()["shipped table"] == "none for NVIDIA H200"
+
+
 def test_the_memory_of_calls_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_SIGNATURES", 3)
     under_test = dispatcher(some_ways(), tmp_path)
