@@ -27,6 +27,7 @@ from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph, flatten_graph
 from unit_fast.export.fold_normalization import fold_normalisation, normalise
 from unit_fast.export.folding import fold_for, prove_folding
+from unit_fast.export.folding.plan import label
 from unit_fast.export.forms import Clamp, check_choice, choose, lower
 from unit_fast.export.fused import warn_of_unfused
 from unit_fast.export.half import DIVISORS, in_half
@@ -264,6 +265,13 @@ def _to_cpu(example_input: Example) -> Example:
 
 
 def _require_float32(graph: FlatGraph) -> None:
+    for node in graph.module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) and node.op == "call_function":
+            raise ExportError(
+                f"{label(node)} computes in {value.dtype}, by torch.autocast or a cast inside the model; the export "
+                'takes models that compute in float32: leave that out, and choose precision="fp16" instead'
+            )
     tensors = [*graph.module.named_parameters(), *graph.module.named_buffers(), *zip(graph.input_names, graph.inputs)]  # noqa: B905
     for name, tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:

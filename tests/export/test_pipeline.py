@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from torch import Tensor, nn
 
 from tests.export.models import Small, bounds_for, made_bounds, make
+from unit_fast.bounds import Granularity
 from unit_fast.errors import BackendUnavailableError, BoundsMismatchError, ParityError, UnitFastError
 from unit_fast.export import (
     ExportError,
@@ -170,6 +173,29 @@ def test_models_in_other_dtypes_are_refused(tmp_path: Path) -> None:
         )
 
 
+class Autocast(nn.Module):
+    """Computes its convolution in bfloat16, whatever its caller does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 8, 8) -> (N, 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = torch.relu(self.conv(x))
+        return y.float().mean((2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bounds-bfloat16", "bounds-float32"])
+def test_a_model_with_autocast_inside_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, images = Autocast().eval(), torch.randn(2, 3, 8, 8)
+    bounds = bounds_for(model, images, "channel")
+    bounds = replace(bounds, tensors={name: bound.to(dtype) for name, bound in bounds.items()})
+
+    with pytest.raises(ExportError, match=r"computes in torch\.bfloat16, by torch\.autocast"):
+        export_onnx(model, bounds, tmp_path / "m.onnx", example_input=images)
+
+
 @pytest.mark.parametrize("place", ["missing/model.onnx", "."], ids=["no-folder", "is-folder"])
 def test_an_unwritable_place_is_known_before_the_work(place: str, tmp_path: Path) -> None:
     model, images = make("small")
@@ -204,14 +230,33 @@ def test_large_models_keep_their_tensors_in_a_file_beside(tmp_path: Path, monkey
         torch.testing.assert_close(OnnxRuntimeModel(report.path)(images), reference(images), rtol=1e-4, atol=1e-5)
 
 
-def test_an_optional_optimiser_leaves_every_clamp_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("granularity", "options", "op", "count"),
+    [
+        pytest.param("neuron", {}, "Min", 5, id="min"),
+        pytest.param("tensor", {"target": "generic"}, "Clip", 5, id="clip"),
+        pytest.param("channel", {"form": "mul_clip"}, "Clip", 5, id="mul_clip"),
+        pytest.param("channel", {"form": "folded", "target": "generic"}, "Clip", 5, id="folded"),
+        pytest.param("channel", {"form": "folded"}, "HardSigmoid", 2, id="folded-behind-sums"),
+    ],
+)
+def test_an_optional_optimiser_leaves_every_clamp_in_place(
+    granularity: Granularity, options: dict[str, Any], op: str, count: int, tmp_path: Path
+) -> None:
     onnxslim = pytest.importorskip("onnxslim", reason="onnxslim is not installed")
     model, images = make("resnet")
-    report = export_onnx(model, made_bounds("resnet", "neuron"), tmp_path / "m.onnx", example_input=images)
+    bounds = made_bounds("resnet", granularity)
+    report = export_onnx(model, bounds, tmp_path / "m.onnx", example_input=images, verify=False, **options)
 
     slim = onnxslim.slim(str(report.path))
 
-    assert sum(node.op_type == "Min" for node in slim.graph.node) == 5
+    assert sum(node.op_type == op for node in slim.graph.node) == count
+    onnx.checker.check_model(slim, full_check=True)
+    onnx.save(slim, tmp_path / "slim.onnx")
+    reference = sanitize(model, bounds, images, backend="eager")
+    with torch.no_grad():
+        found = OnnxRuntimeModel(tmp_path / "slim.onnx").run({"x": images.numpy() * 30})["output"]
+        torch.testing.assert_close(found, reference(images * 30), rtol=1e-4, atol=1e-4)
 
 
 def test_missing_onnx_is_told_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
