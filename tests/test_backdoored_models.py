@@ -44,6 +44,18 @@ def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runti
             agree += int((run(triggered).argmax(1) == sanitised(triggered).argmax(1)).sum())
     assert agree >= 0.999 * len(x)
 
+    integers = uf.export_onnx(
+        model,
+        bounds,
+        tmp_path / "int8.onnx",
+        example_input=x[:8],
+        precision="int8",
+        calibration_data=gtsrb.batches("calibration"),
+    )
+    quantised = uf.evaluate(OnnxRuntimeModel(integers.path), gtsrb.batches("test"), trigger=trigger, target=target)
+    assert 100 * abs(quantised.benign_accuracy - after.benign_accuracy) <= 0.5
+    assert 100 * abs(quantised.attack_success_rate - after.attack_success_rate) <= 1.0
+
 
 def test_a_clean_model_loses_at_most_a_point():
     model = cifar.load_model()
