@@ -3,17 +3,17 @@
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from benchmarks.models import available
 from benchmarks.models import make as make_benchmark
 from tests.export.models import ARCHITECTURES, made_bounds, make
-from tests.export.test_random_graphs import BLOCKS, RandomNet
+from tests.export.random_nets import RandomCase, drawn_bounds, drawn_nets
 from tests.fusion.fusing import fused_like, operators, sanitised
 from tests.networks import PlainVGG, SmallResNet, randomised
 from unit_fast.capture import capture
 from unit_fast.fusion.fuse import fuse
-from unit_fast.sites import find_sites, insert_bounds
+from unit_fast.runtime.program import clamp_nodes
+from unit_fast.sites import insert_bounds
 
 FUSED = {
     "vgg": {"fuse_conv2d": 2, "fuse_linear": 1},
@@ -24,8 +24,10 @@ FUSED = {
 }
 
 
-@pytest.mark.parametrize("granularity", ["neuron", "channel", "tensor"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [*((name, "neuron") for name in ARCHITECTURES), ("resnet", "channel"), ("vit", "tensor")],
+)
 def test_small_networks(name, granularity):
     model, x = make(name)
     module = insert_bounds(capture(model, x), dict(made_bounds(name, granularity).items()))
@@ -45,8 +47,6 @@ def test_networks_with_their_norms_folded(network):
 # What is left that moves or changes activations: everything else has gone into a fused operator.
 LARGE = {
     "resnet18_32": {"unit_fast.conv2d": 17, "aten.conv2d": 3},  # the convolutions on the shortcuts are bare
-    "resnet20_32": {"unit_fast.conv2d": 19},
-    "vgg_32": {"unit_fast.conv2d": 6},
     "densenet_32": {"unit_fast.epilogue": 15, "unit_fast.conv2d": 13, "aten.conv2d": 14},
     "vit_32": {"unit_fast.linear": 8},  # a transposition stands between each attention and its residual
 }
@@ -65,7 +65,7 @@ def test_networks_of_the_benchmarks(name):
     left = operators(fused)
     assert {op: left[op] for op in LARGE[name]} == LARGE[name]
     assert left["unit_fast.clamp_bound"] == 0
-    sites = {site.name for site in find_sites(capture(model, x))}
+    sites = {node.meta["site"] for node in clamp_nodes(module)}
     assert {node.meta["site"] for node in fused.graph.nodes if "site" in node.meta} == sites
 
 
@@ -74,13 +74,9 @@ def test_an_unbounded_graph_is_fused_too():
     assert fused_like(capture(model, x), x)["unit_fast.conv2d"] == 5
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    blocks=st.lists(BLOCKS, min_size=1, max_size=4),
-    granularity=st.sampled_from(["tensor", "channel", "neuron"]),
-)
-def test_random_graphs(blocks, granularity):
-    torch.manual_seed(0)
-    x = torch.randn(2, 4, 6, 6)
-    left = fused_like(sanitised(RandomNet(blocks).eval(), x, granularity), x)
-    assert left["unit_fast.clamp_bound"] == 0
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(net=drawn_nets(), bounds=drawn_bounds())
+def test_drawn_networks_with_drawn_bounds(net, bounds):
+    case = RandomCase(net)
+    module = insert_bounds(case.captured, dict(case.bounds(bounds).items()))
+    assert fused_like(module, case.images)["unit_fast.clamp_bound"] == 0
