@@ -1,6 +1,5 @@
 """The "triton" backend: the fused graph, each operator by whatever was measured fastest, replayed as a CUDA graph."""
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,8 +19,6 @@ from unit_fast.runtime.program import Program
 
 if TYPE_CHECKING:
     from unit_fast.kernels.dispatch import Dispatcher
-
-_logger = logging.getLogger(__name__)
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_CAPABILITY = (8, 0)  # the oldest the kernels are compiled for in the tests
