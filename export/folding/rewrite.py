@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, fx
 
-from unit_fast.export.folding.layers import multiplied
+from unit_fast.export.folding.layers import layer_of, multiplied
 from unit_fast.export.folding.plan import Multiplication, Plan
-from unit_fast.fusion.rewrite import add_constant, call, tidy
+from unit_fast.fusion.rewrite import add_constant, call, constant, tidy
 
 _aten = torch.ops.aten
 
@@ -33,15 +33,27 @@ def apply_plan(module: fx.GraphModule, plan: Plan) -> None:
 
 def overflowing_sites(module: fx.GraphModule, plan: Plan) -> set[str]:
     """Sites for which a layer would get constants that are not finite."""
-    bad = {
-        layer
-        for layer in _layers(plan)
-        if not all(
-            bool(torch.isfinite(tensor).all())
-            for tensor in multiplied(module, layer, plan.outputs.get(layer), plan.inputs.get(layer)).values()
-        )
-    }
+    bad = {layer for layer in _layers(plan) if _may_overflow(module, layer, plan) and _overflows(module, layer, plan)}
     return {site for site, layers in plan.layers_of.items() if layers & bad}
+
+
+def _may_overflow(module: fx.GraphModule, layer: fx.Node, plan: Plan) -> bool:
+    """Whether the largest constant times the largest factors is out of range; spares most layers the real product."""
+    found = layer_of(module, layer)
+    assert found is not None
+    constants = [
+        tensor for position in found.positions if (tensor := constant(module, layer.args[position])) is not None
+    ]
+    largest = max((tensor.abs().max().double().item() for tensor in constants if tensor.numel()), default=0.0)
+    for changes in (plan.outputs, plan.inputs):
+        if layer in changes:
+            largest *= changes[layer].abs().max().item()
+    return not largest < torch.finfo(constants[0].dtype).max
+
+
+def _overflows(module: fx.GraphModule, layer: fx.Node, plan: Plan) -> bool:
+    new = multiplied(module, layer, plan.outputs.get(layer), plan.inputs.get(layer))
+    return not all(bool(torch.isfinite(tensor).all()) for tensor in new.values())
 
 
 def _layers(plan: Plan) -> list[fx.Node]:
@@ -55,7 +67,7 @@ def _insert(module: fx.GraphModule, multiplication: Multiplication) -> None:
     before = value.next
     while before.op == "placeholder":
         before = before.next
-    constant = add_constant(module, f"scales.{value.name}", factor, before)
-    product = call(module, _aten.mul.Tensor, (value, constant), like=value, before=before)
+    scale = add_constant(module, f"scales.{value.name}", factor, before)
+    product = call(module, _aten.mul.Tensor, (value, scale), like=value, before=before)
     for reader in multiplication.readers:
         reader.replace_input_with(value, product)

@@ -270,3 +270,16 @@ def test_a_folding_that_changes_the_model_is_found(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("unit_fast.export.folding.proof.fold_for", wrong)
     with pytest.raises(ParityError, match=r"site 1: folding changes it by"):
         prove_folding(graph, choice)
+
+
+def test_weights_that_would_overflow_keep_their_site() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e20)
+    x = torch.randn(2, 3, 8, 8)
+
+    result = fold(flat(model, x, {"1": torch.full((4, 1, 1), 1e-25)}))
+
+    assert result.sites["1"].reason == "its weights would overflow"
+    assert torch.equal(result.graph.module(x)[0], flat(model, x, {"1": torch.full((4, 1, 1), 1e-25)}).module(x)[0])
