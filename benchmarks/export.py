@@ -322,7 +322,6 @@ def _outcome(workshop: Workshop, name: str, way: Way) -> Row:
     row: Row = {
         "sites": dict(sorted(Counter(site.form for site in report.sites).items())),
         "bytes": report.size,
-        "seconds": report.seconds,
     }
     if report.parity is not None:
         row |= {"max_rel_error": report.parity.max_rel, "agreement": report.parity.agreement}
