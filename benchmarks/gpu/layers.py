@@ -158,21 +158,25 @@ class Operands:
 
 
 def operands(task: Measurement, seed: int) -> Operands:
+    """Random operands of a task."""
+    return operands_of(task.layer, task.batch, "cpu" if task.dry_run else "cuda", DTYPE, seed)
+
+
+def operands_of(layer: Layer, batch: int, device: str, dtype: torch.dtype, seed: int) -> Operands:
     """Random operands: sums of unit variance; about a fifth of the outputs saturate."""
-    layer, device = task.layer, "cpu" if task.dry_run else "cuda"
     generator = torch.Generator(device).manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=DTYPE)
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
     layout = torch.channels_last if layer.operator == "conv2d" else torch.contiguous_format
     weight = draw(*layer.weight) * math.prod(layer.weight[1:]) ** -0.5
     return Operands(
-        draw(task.batch, *layer.sample).contiguous(memory_format=layout),
+        draw(batch, *layer.sample).contiguous(memory_format=layout),
         weight.contiguous(memory_format=layout),
         pack_weight(weight, layer.groups) if layer.operator == "conv2d" else weight,
         0.5 * draw(layer.weight[0]),
-        draw(task.batch, *layer.out_sample).contiguous(memory_format=layout) if layer.residual else None,
+        draw(batch, *layer.out_sample).contiguous(memory_format=layout) if layer.residual else None,
         pack_bound(0.5 + draw(*layer.out_sample).abs()) if layer.bounded else None,
     )
 
