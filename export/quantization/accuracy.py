@@ -22,6 +22,9 @@ LARGEST_LOSS = 0.01
 TIE = 0.1
 # In dB, for models that give no classes: noise of a tenth of the signal.
 LEAST_SIGNAL = 20.0
+# The same where there are classes, whose agreement says nothing when every sample is given the same one: on noise,
+# EfficientNet-Lite0 kept all of them at −3 dB. Half the signal as noise changes classes by the third part.
+LEAST_SIGNAL_OF_CLASSES = 6.0
 
 
 class _Signal:
@@ -105,10 +108,11 @@ def check_accuracy(found: Int8Accuracy) -> None:
             f"int8 changes the class of {found.changed:.1%} of {found.samples} calibration samples, ties left out "
             f"({found.signal_to_noise:.1f} dB signal to noise); expected at most {LARGEST_CHANGE:.0%}: " + advice
         )
-    if found.changed is None and found.signal_to_noise < LEAST_SIGNAL:
+    least = LEAST_SIGNAL if found.changed is None else LEAST_SIGNAL_OF_CLASSES
+    if found.signal_to_noise < least:
         raise ParityError(
             f"the outputs of int8 have {found.signal_to_noise:.1f} dB signal to noise on {found.samples} calibration "
-            f"samples; expected at least {LEAST_SIGNAL:g} dB: " + advice
+            f"samples; expected at least {least:g} dB: " + advice
         )
     if found.accuracy_before is not None and found.accuracy_after is not None:
         loss = found.accuracy_before - found.accuracy_after
