@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 # What was measured, as opposed to what says which measurement it is.
-MEASURED = ("_ms", "_mib", "seconds", "calls", "_per_second", "ratio", "accuracy", "attack_success", "error")
+FIGURES = ("median", "p20", "p80")
+MEASURED = (*FIGURES, "_ms", "_mib", "seconds", "calls", "samples", "_sample", "_per_second", "speed", "ratio", "error")
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Change:
 
     Attributes:
         row: which one: its fields that are not measurements, as ``name=value``.
-        old, new: median milliseconds.
+        old, new: the median, in the unit of the files.
         beyond_spread: whether the ranges from the 20th to the 80th percentile lie apart.
     """
 
@@ -32,7 +33,7 @@ class Change:
 
     def __str__(self) -> str:
         verdict = "" if not self.beyond_spread else " slower" if self.new > self.old else " faster"
-        return f"{self.row}: {self.old:.4g} → {self.new:.4g} ms ({self.ratio:.2f}×{verdict})"
+        return f"{self.row}: {self.old:.4g} → {self.new:.4g} ({self.ratio:.2f}×{verdict})"
 
 
 def changes(old: Path, new: Path) -> list[Change]:
@@ -45,9 +46,9 @@ def changes(old: Path, new: Path) -> list[Change]:
     both = [
         Change(
             row,
-            before[row]["median_ms"],
-            after[row]["median_ms"],
-            before[row]["p80_ms"] < after[row]["p20_ms"] or after[row]["p80_ms"] < before[row]["p20_ms"],
+            before[row]["median"],
+            after[row]["median"],
+            before[row]["p80"] < after[row]["p20"] or after[row]["p80"] < before[row]["p20"],
         )
         for row in before
         if row in after
@@ -64,13 +65,17 @@ def _figures(path: Path) -> Any:
         raise ValueError(f"{path} is no result file of these benchmarks: {error!r}") from error
 
 
-def _timed_rows(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(value, dict):
-        if "median_ms" in value:
-            given = {k: v for k, v in value.items() if not isinstance(v, dict | list) and not k.endswith(MEASURED)}
-            yield ", ".join(f"{name}={content}" for name, content in sorted(given.items())), value
-        for content in value.values():
-            yield from _timed_rows(content)
-    elif isinstance(value, list):
+def _timed_rows(value: Any, inherited: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, float]]]:
+    """Every group of median, 20th and 80th percentile, named by the fields and keys around it."""
+    if isinstance(value, list):
         for content in value:
-            yield from _timed_rows(content)
+            yield from _timed_rows(content, inherited)
+    if not isinstance(value, dict):
+        return
+    own = {k: v for k, v in value.items() if not isinstance(v, dict | list) and not k.endswith(MEASURED)}
+    names = (*inherited, *(f"{name}={content}" for name, content in sorted(own.items())))
+    for unit in ("_ms", ""):
+        if all(f"{figure}{unit}" in value for figure in FIGURES):
+            yield ", ".join(names), {figure: value[f"{figure}{unit}"] for figure in FIGURES}
+    for key, content in value.items():
+        yield from _timed_rows(content, (*names, key) if isinstance(content, dict) else names)

@@ -39,6 +39,13 @@ def test_rows_are_matched_by_what_they_are_and_judged_by_their_spread(files: tup
     assert "slower" not in str(same)
 
 
+def test_figures_are_named_by_what_is_around_them(tmp_path: Path) -> None:
+    figures = [{"layer": "conv", "batch": 1, "seconds": 3.5, "providers": {"fused": {"median": 2, "p20": 1, "p80": 3}}}]
+    (tmp_path / "run.json").write_text(json.dumps({"figures": figures}))
+    (change,) = changes(tmp_path / "run.json", tmp_path / "run.json")
+    assert (change.row, change.ratio, change.beyond_spread) == ("batch=1, layer=conv, providers, fused", 1.0, False)
+
+
 def test_files_without_a_row_in_common_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"figures": [{"median_ms": 1, "p20_ms": 1, "p80_ms": 1, "provider": "x"}]}))
