@@ -12,6 +12,7 @@ from torch import nn
 import unit_fast as uf
 from tests.networks import SmallResNet, randomised
 from tests.runtime.networks import OneConv, bounds_of, images, needs_compiler
+from unit_fast.runtime.eager import Eager
 
 
 @pytest.fixture
@@ -67,6 +68,48 @@ def test_a_move_that_moves_nothing_builds_nothing(fast):
     runner = fast._runner()
     assert fast.to("cpu").float().eval()._runner() is runner
     assert fast.double()._runner() is not runner
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fast, changed: fast.load_state_dict(changed, assign=True),
+        lambda fast, changed: nn.Sequential(fast).load_state_dict(
+            {f"0.{name}": tensor for name, tensor in changed.items()}, assign=True
+        ),
+        lambda fast, changed: fast.load_state_dict(changed),
+        lambda fast, changed: setattr(fast.graph_module.head, "bias", nn.Parameter(changed["graph_module.head.bias"])),
+    ],
+    ids=["assigned", "assigned from outside", "loaded", "a parameter replaced"],
+)
+def test_changed_weights_are_built_anew(fast, change):
+    fast(images(2))
+    before = fast._runner()
+    changed = {name: tensor + 1 if name.endswith("head.bias") else tensor for name, tensor in fast.state_dict().items()}
+    change(fast, changed)
+    assert fast._runner() is not before
+    assert fast._runner() is fast._runner()
+
+
+def test_writes_that_torch_does_not_count_are_made_known_by_loading(fast):
+    fast(images(2))
+    before = fast._runner()
+    fast.graph_module.get_parameter("head.bias").data.mul_(2)
+    fast.load_state_dict(fast.state_dict())
+    assert fast._runner() is not before
+
+
+def test_a_conversion_that_the_backend_cannot_follow_converts_nothing(fast, monkeypatch):
+    expected = fast(images(3))
+
+    def float32_only(device, dtype):  # noqa: ARG001 - the protocol's
+        return None if dtype == torch.float32 else "float32 only"
+
+    monkeypatch.setattr(Eager, "unavailable", float32_only)
+    for convert in (fast.half, lambda: fast.to("cpu", torch.float64)):
+        with pytest.raises(uf.BackendUnavailableError, match="float32 only"):
+            convert()
+        assert torch.equal(fast(images(3)), expected)
 
 
 def test_a_deep_copy_is_a_model_of_its_own(fast):

@@ -194,3 +194,35 @@ def test_other_dtypes_are_refused(model, dtype):
 def test_warmup_refuses_batches_of_none(model):
     with pytest.raises(uf.UnitFastError, match="batch size 0"):
         uf.sanitize(model, bounds_of(model), images(1), backend="eager").warmup([0])
+
+
+def test_a_model_that_changes_afterwards_changes_nothing():
+    model = randomised(SmallResNet())
+    fast = uf.sanitize(model, bounds_of(model), images(1), backend="eager")
+    expected = fast(images(3))
+    with torch.no_grad():
+        for tensor in model.state_dict().values():  # layers with a BatchNorm and layers without
+            tensor.zero_()
+    assert torch.equal(fast(images(3)), expected)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_what_the_model_shares_stays_shared():
+    model, x = Tied().eval(), torch.randn(2, 4)
+    captured = capture(model, x)
+    sites = find_sites(captured)
+    bounds = Bounds({"relu": torch.ones(())}, sites, "tensor", captured.meta["fingerprint"])
+    fast = uf.sanitize(model, bounds, x, backend="eager")
+    places = {tensor.data_ptr() for name, tensor in fast.state_dict().items() if name.endswith("weight")}
+    assert len(places) == 1
+    assert places.isdisjoint(tensor.data_ptr() for tensor in model.state_dict().values())

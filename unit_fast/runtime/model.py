@@ -22,14 +22,15 @@ from unit_fast.runtime.explain import as_text
 from unit_fast.runtime.program import Program
 from unit_fast.runtime.runner import Runner
 from unit_fast.runtime.threshold import measures, saturation, threshold
+from unit_fast.runtime.weights import Weights
 
 
 class SanitizedModel(nn.Module):
     """What :func:`unit_fast.sanitize` returns: in evaluation mode always, safe to call from several threads.
 
-    Weights may change (``load_state_dict``, ``.to``, ``.half``, in place): what was compiled for the old ones is then
-    made anew at the next call. A deep copy compiles for itself. Inside ``torch.compile`` and ``torch.export`` it is the
-    plain sanitised graph.
+    Its weights are its own, and may change (``load_state_dict``, ``.to``, ``.half``, in place): what was compiled for
+    the old ones is then made anew at the next call. A deep copy compiles for itself. Inside ``torch.compile`` and
+    ``torch.export`` it is the plain sanitised graph.
 
     Attributes:
         graph_module: the sanitised graph, the reference that every backend is compared with.
@@ -52,11 +53,10 @@ class SanitizedModel(nn.Module):
         self._dtype = dtype
         self._example = example if dtype is None else example.map_tensors(self._cast)
         self._lock = threading.Lock()
-        self._built: tuple[int, Runner] | None = None
+        self._built: tuple[Weights, Runner] | None = None
         self._fixed = False
         self._beside: tuple[Runner, Compiled | Eager] | None = None
-        self._watched = self._watch()
-        self.backend = self._choose()
+        self.backend = choose(self._wanted, self._device(), self._weights_dtype())
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,7 +136,7 @@ class SanitizedModel(nn.Module):
 
     def run_by(self, runner: Runner) -> None:
         """Run by ``runner`` and nothing else; a change of the weights is then an error."""
-        self._built, self._fixed = (self._weights_version(), runner), True
+        self._built, self._fixed = (Weights(self.graph_module), runner), True
 
     def train(self, mode: bool = True) -> "SanitizedModel":  # noqa: ARG002 - nn.Module's signature
         """Stays in evaluation mode: capture has removed all that training needs."""
@@ -162,52 +162,46 @@ class SanitizedModel(nn.Module):
     def _copy(self, copied: Callable[[Any], Any]) -> "SanitizedModel":
         clone = type(self).__new__(type(self))
         own = {"_built": None, "_beside": None, "_lock": threading.Lock(), "bounds": self.bounds}
-        unchanged = self._fixed and self._built is not None and self._built[0] == self._weights_version()
+        built = self._current() if self._fixed else None
         clone.__dict__.update({name: own[name] if name in own else copied(value) for name, value in vars(self).items()})
-        clone._watched = clone._watch()
-        if unchanged and self._built is not None:
-            clone.run_by(self._built[1])
+        if built is not None:
+            clone.run_by(built)
         return clone
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SanitizedModel":
-        # What .to, .half and their like go through.
-        built = self._built if self._built is not None and self._built[0] == self._weights_version() else None
-        before = [(tensor.device, tensor.dtype) for tensor in self._watched]
+        # What .to, .half and their like go through. A backend that cannot follow says so before anything is converted.
+        probe = fn(torch.empty(0, device=self._device(), dtype=self._weights_dtype()))
+        backend = choose(self._wanted, probe.device, probe.dtype)
+        built, before = self._current(), Weights(self.graph_module).kind
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._example = self._example.map_tensors(fn)
         if self._dtype is not None:
             self._dtype = self._weights_dtype()
-        self._watched = self._watch()
-        moved = before != [(tensor.device, tensor.dtype) for tensor in self._watched]
-        self._built = None if moved or built is None else (self._weights_version(), built[1])
-        self.backend = self._choose()
+        after = Weights(self.graph_module)
+        self._built = None if built is None or after.kind != before else (after, built)
+        self.backend = backend
         return self
 
     def _runner(self) -> Runner:
-        version = self._weights_version()
+        current = self._current()
+        if current is not None:
+            return current
+        if self._fixed:
+            raise UnitFastError(
+                "the weights have changed, and int8 was fitted to the old ones; sanitize the changed model again"
+            )
+        with self._lock:
+            current = self._current()
+            if current is None:
+                weights = Weights(self.graph_module)
+                current = RUNNERS[self.backend](Program(self.graph_module, self.bounds, self._example))
+                self._built = weights, current
+        return current
+
+    def _current(self) -> Runner | None:
+        """What was built, if it was for the weights as they are."""
         built = self._built
-        if built is None or built[0] != version:
-            if self._fixed:
-                raise UnitFastError(
-                    "the weights have changed, and int8 was fitted to the old ones; sanitize the changed model again"
-                )
-            with self._lock:
-                built = self._built
-                if built is None or built[0] != version:
-                    program = Program(self.graph_module, self.bounds, self._example)
-                    built = self._built = version, RUNNERS[self.backend](program)
-        return built[1]
-
-    def _weights_version(self) -> int:
-        # Every change in place raises a tensor's version; one sum tells whether any was changed. 3 µs for 60 tensors.
-        return sum(tensor._version for tensor in self._watched)
-
-    def _watch(self) -> list[Tensor]:
-        tensors = (*self.graph_module.parameters(), *self.graph_module.buffers())
-        return [tensor for tensor in tensors if not tensor.is_inference()]  # those keep no version
-
-    def _choose(self) -> Backend:
-        return choose(self._wanted, self._device(), self._weights_dtype())
+        return built[1] if built is not None and built[0].unchanged() else None
 
     def _device(self) -> torch.device:
         tensors = (*self.graph_module.parameters(), *self.graph_module.buffers(), *self._example.tensors())

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from unit_fast.bounds import Bounds, require_bounds
 from unit_fast.capture import Example, call_arguments, capture
 from unit_fast.errors import BackendUnavailableError, CaptureError, DataError
+from unit_fast.fusion.rewrite import set_constant
 from unit_fast.runtime.backends import Backend
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.model import SanitizedModel
@@ -30,8 +31,8 @@ def sanitize(
     """The sanitised model: called as ``model`` is, every bounded activation clamped.
 
     Args:
-        model: the network the bounds were fitted on, on the device it shall run on. It stays as it is; its weights
-            are shared unless ``dtype`` changes them.
+        model: the network the bounds were fitted on, on the device it shall run on. It stays as it is, and its
+            weights are copied: sanitize again after changing the model.
         bounds: from :func:`unit_fast.calibrate` or :meth:`unit_fast.Bounds.load`.
         example_input: what the model is called with, see :func:`unit_fast.capture.capture`; one sample is
             enough.
@@ -55,8 +56,9 @@ def sanitize(
     captured = capture(model, example_input)
     bounds.require_model(captured.meta["fingerprint"], find_sites(captured))
     tensors = [*captured.parameters(), *captured.buffers(), *pytree.tree_leaves(call_arguments(example_input))]
-    device = next(tensor.device for tensor in tensors if isinstance(tensor, torch.Tensor))
+    device = next(tensor.device for tensor in tensors if isinstance(tensor, Tensor))
     graph_module = insert_bounds(captured, {name: bound.to(device, copy=True) for name, bound in bounds.items()})
+    _own_weights(graph_module)
     if isinstance(dtype, torch.dtype):
         graph_module = graph_module.to(dtype)
     example = Call.from_example(example_input)
@@ -65,6 +67,23 @@ def sanitize(
     model_in_int8 = SanitizedModel(graph_module, bounds, "onnxruntime", None, example)
     model_in_int8.run_by(OnnxSession(Program(graph_module, bounds, example), calibration_data))
     return model_in_int8
+
+
+def _own_weights(graph_module: fx.GraphModule) -> None:
+    """Copy every tensor that the graph reads: once where several names share one.
+
+    Weights that took up a BatchNorm are copies already: a change of the model would reach the others alone.
+    """
+    copies: dict[tuple[Any, ...], Tensor] = {}
+    named = [
+        *graph_module.named_parameters(remove_duplicate=False),
+        *graph_module.named_buffers(remove_duplicate=False),
+    ]
+    for path, tensor in named:
+        place = tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+        if place not in copies:
+            copies[place] = tensor.detach().clone()
+        set_constant(graph_module, path, copies[place])
 
 
 def _wants_int8(dtype: object, backend: str, calibration_data: object) -> bool:
