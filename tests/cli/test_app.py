@@ -47,6 +47,22 @@ def test_usage_errors_are_one_line_and_2(unit_fast, arguments: list[str], says: 
     assert "--help)" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["calibrate", "-o"], "--output clean.npz is what --data names", id="calibrate"),
+        pytest.param(["calibrate", "--plot"], "--plot clean.npz is what --data names", id="calibrate-plot"),
+        pytest.param(["evaluate", "--html"], "--html clean.npz is what --data names", id="evaluate"),
+        pytest.param(["bench", "-o"], "--output clean.npz is what --data names", id="bench"),
+    ],
+)
+def test_what_a_command_reads_is_never_written_over(here: Path, unit_fast, arguments: list[str], says: str) -> None:
+    result = unit_fast(*arguments, "clean.npz", "--model", "model.pt2", "--data", here / "clean.npz")
+
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [f"unit-fast: error: {says} and would be replaced; name another file"]
+
+
 def test_our_own_defects_are_called_so(unit_fast, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise KeyError("lost")

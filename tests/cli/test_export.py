@@ -98,6 +98,8 @@ def test_forms_and_targets(
         pytest.param(["--fold-normalization"], "writes --mean and --std into the file", id="no-normalisation"),
         pytest.param(["--graph", "g.png"], "--graph g.png: a picture of the graph ends in .svg or .html", id="picture"),
         pytest.param(["--graph", "absent/g.svg"], "--graph absent/g.svg: there is no folder absent", id="graph-folder"),
+        pytest.param(["-o", "b.safetensors"], "is what --bounds names and would be replaced", id="output-is-bounds"),
+        pytest.param(["--graph", "weights.pth"], "is what --weights names", id="graph-is-weights"),
         pytest.param(["-o", "m.svg", "--graph", "m.svg"], "is the file that the model goes to", id="graph-is-output"),
         pytest.param(["--max-batch-size", "8"], "--max-batch-size is for --layout triton", id="server-option"),
         pytest.param(["--new-version"], "--new-version is for --layout triton", id="version-of-a-file"),
@@ -120,6 +122,7 @@ def test_mistakes_are_one_line_and_2_and_leave_no_file(
     assert result.exit_code == 2, result.stderr
     assert says in result.stderr.splitlines()[-1]
     assert not list(here.glob("*.onnx*"))
+    Bounds.load(bounds)
 
 
 def test_an_input_that_nobody_names(bounds: Path, unit_fast) -> None:

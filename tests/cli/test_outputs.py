@@ -86,3 +86,15 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
 
     with pytest.raises(OutputError, match="cannot make the folder"):
         make_folder(tmp_path / "a")
+
+
+@pytest.mark.parametrize("named", ["model.pt2", "../{folder}/model.pt2", "link"], ids=["itself", "way-round", "link"])
+def test_what_is_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.pt2").write_text("kept")
+    Path("link").symlink_to("model.pt2")
+    named = named.format(folder=tmp_path.name)
+
+    with pytest.raises(OutputError, match=f"--html {named} is what --model names and would be replaced"):
+        check_writable(Path(named), "--html", {"--data": None, "--model": "model.pt2"})
+    check_writable(Path("other"), inputs={"--model": "timm:resnet18", "--data": tmp_path, "--weights": Path("absent")})

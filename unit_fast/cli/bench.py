@@ -65,7 +65,7 @@ def bench(
     """Time the model with bounds and without, each way in a process of its own, in turn."""
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     if output is not None:
-        check_writable(output)
+        check_writable(output, inputs={"--model": model, "--bounds": bounds, "--weights": weights, "--data": data})
     batches = _parse_batches(batch)
 
     from unit_fast.cli.contenders import UNCLAMPED, Contender, load_same_model

@@ -1,7 +1,7 @@
 """``unit-fast calibrate``: bounds from a little clean data."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -69,9 +69,10 @@ def calibrate(
 ) -> None:
     """Learn from clean samples how far each activation of the model may go; writes a bounds file."""
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
-    check_writable(output)
+    inputs = {"--model": model, "--weights": weights, "--data": data}
+    check_writable(output, inputs=inputs)
     if plot is not None:
-        _check_plot(plot, output)
+        _check_plot(plot, output, inputs)
     checkpoint = _checkpoint(output, resume, terminal)
 
     from unit_fast.calibration import calibrate as fit
@@ -151,8 +152,8 @@ def parse_method(text: str, tolerance: float | None = None) -> "Method":
         raise DataError(f"--method {text}: expected a number after the colon") from error
 
 
-def _check_plot(plot: Path, output: Path) -> None:
-    check_writable(plot, "--plot")
+def _check_plot(plot: Path, output: Path, inputs: Mapping[str, Path | str | None]) -> None:
+    check_writable(plot, "--plot", inputs)
     if os.path.realpath(plot) in (os.path.realpath(output), os.path.realpath(_checkpoint_path(output))):
         raise DataError(f"--plot {plot} is the file that the bounds go to (--output {output}); name another")
     try:

@@ -55,9 +55,10 @@ def evaluate(
         raise DataError(
             "--bounds and --onnx are both given; an ONNX file has its bounds inside, so measure one at a time"
         )
+    given = {"--model": model, "--bounds": bounds, "--onnx": onnx, "--weights": weights, "--data": data}
     for path, option in ((output, "--output"), (html, "--html")):
         if path is not None:
-            check_writable(path, option)
+            check_writable(path, option, given)
 
     import torch
 

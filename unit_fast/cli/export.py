@@ -1,7 +1,7 @@
 """``unit-fast export``: model and bounds as an ONNX file that was verified before it appears."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -138,11 +138,12 @@ def export(
         "instances": instances,
         "tensorrt": tensorrt or None,
     }
+    inputs = {"--model": model, "--bounds": bounds, "--weights": weights, "--data": data}
     if layout is Layout.FILE:
         refuse_server_options({**server, "new_version": new_version})
-        check_writable(output)
+        check_writable(output, inputs=inputs)
     if graph is not None:
-        _check_graph(graph, output)
+        _check_graph(graph, output, inputs)
 
     from unit_fast.bounds import Bounds
     from unit_fast.cli.example import example_input
@@ -206,8 +207,8 @@ def _calibration_data(
     return Batches(open_samples(data, size), _BATCH, parse_normalisation(mean, std))
 
 
-def _check_graph(graph: Path, output: Path) -> None:
-    check_writable(graph, "--graph")
+def _check_graph(graph: Path, output: Path, inputs: Mapping[str, Path | str | None]) -> None:
+    check_writable(graph, "--graph", inputs)
     if graph.suffix not in GRAPH_ENDINGS:
         raise DataError(f"--graph {graph}: a picture of the graph ends in {' or '.join(GRAPH_ENDINGS)}")
     if graph.resolve() == output.resolve():

@@ -2,17 +2,23 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from unit_fast.files import OutputError
 
 
-def check_writable(path: Path, option: str = "--output") -> Path:
+def check_writable(path: Path, option: str = "--output", inputs: Mapping[str, Path | str | None] | None = None) -> Path:
     """Return ``path`` if a file can be made there.
+
+    Args:
+        path: of the file to be made.
+        option: that named it.
+        inputs: what the command reads, by option; whatever is no file does not count.
 
     Raises:
         OutputError: its folder is missing or read-only, or ``path`` is a folder, a device or a pipe. Of a link, what it
-            leads to counts.
+            leads to counts. Or it is one of ``inputs``, which would be lost.
     """
     # As atomic_write does: a link stays, and the file it leads to is replaced. Unlike resolve(), this takes link loops.
     target = Path(os.path.realpath(path))
@@ -20,6 +26,9 @@ def check_writable(path: Path, option: str = "--output") -> Path:
         raise OutputError(f"{option} {path} is a folder; name a file in it, such as {path / 'result'}")
     if os.path.lexists(target) and not target.is_file():
         raise OutputError(f"{option} {path} is a device, a pipe or a loop of links and would be replaced; name a file")
+    for other, source in (inputs or {}).items():
+        if source is not None and Path(source).is_file() and target.exists() and target.samefile(source):
+            raise OutputError(f"{option} {path} is what {other} names and would be replaced; name another file")
     _try_to_write(target.parent if path.is_symlink() else path.parent, option, path)
     return path
 
