@@ -138,7 +138,7 @@ def export(
         "instances": instances,
         "tensorrt": tensorrt or None,
     }
-    inputs = {"--model": model, "--bounds": bounds, "--weights": weights, "--data": data}
+    inputs: dict[str, Path | str | None] = {"--model": model, "--bounds": bounds, "--weights": weights, "--data": data}
     if layout is Layout.FILE:
         refuse_server_options({**server, "new_version": new_version})
         check_writable(output, inputs=inputs)
