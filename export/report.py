@@ -59,7 +59,7 @@ class ParityResult:
         runtime: names and versions of what ran the file.
         tolerance: the largest ``max_rel`` that passes, unless float32 itself rounds the reference by more.
         checks: one comparison each.
-        skipped: inputs at which the sanitised graph itself overflows, hence not compared.
+        skipped: inputs that are not compared, since they overflow, or cancel beyond what float16 can carry.
     """
 
     runtime: str

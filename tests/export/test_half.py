@@ -1,6 +1,8 @@
 """Exports in float16: bounds never exceeded, inputs and outputs in float32, and refusals."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -8,13 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from tests.export.models import bounds_for, made_bounds, make
 from tests.export.random_nets import DrawnBounds, DrawnNet, RandomCase
 from unit_fast.bounds import Granularity
-from unit_fast.export import ExportError, OnnxRuntimeModel, export_onnx
+from unit_fast.errors import ParityError
+from unit_fast.export import ExportError, OnnxRuntimeModel, export_onnx, parity
 from unit_fast.export.flat import evaluate_sites
+from unit_fast.export.forms import Clamp
 from unit_fast.export.half import in_half, round_down
+from unit_fast.export.reference import Case
 from unit_fast.runtime import sanitize
 
 
@@ -72,3 +78,53 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
             model, bounds_for(model, images, "tensor"), tmp_path / "m.onnx", example_input=images, precision="fp16"
         )
     assert not list(tmp_path.iterdir())
+
+
+class Reflected(nn.Module):
+    """A sum of two convolutions, which normalisation by a small std drives far past its bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+        self.b = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 16, 16) -> (N, 28)
+        return torch.relu(self.a(x) + self.b(x)).flatten(1)[:, ::37]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_inputs_that_cancel_beyond_float16_are_held_to_bounds_alone(seed: int, tmp_path: Path) -> None:
+    torch.manual_seed(seed)
+    model, images = Reflected().eval(), torch.rand(4, 3, 16, 16)
+    bounds = bounds_for(model, images, "channel")
+
+    report = export_onnx(
+        model, bounds, tmp_path / "m.onnx", example_input=images, precision="fp16", form="folded",
+        normalization=([0.4, 0.5, 0.6], [0.2, 0.3, 0.1]),
+    )  # fmt: skip
+
+    assert report.parity is not None
+    assert {f"×100 inputs, batch {batch}" for batch in (1, 2, 7)} <= {*report.parity.skipped}
+    assert {check.inputs for check in report.parity.checks} >= {"ordinary"}
+
+
+def test_a_float16_file_that_differs_is_refused_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = make("small")
+    monkeypatch.setattr(parity, "TOLERANCES", {"fp16": 1e-9})
+    monkeypatch.setattr(parity, "ROUNDING", 0.0)
+
+    with pytest.raises(ParityError, match=r"ordinary inputs.* differs by .* use precision=\"fp32\", or form=\"min\""):
+        export_onnx(model, made_bounds("small", "channel"), tmp_path / "m.onnx", example_input=images, precision="fp16")
+
+
+def test_bounds_are_looked_at_where_values_are_not_compared() -> None:
+    case = Case("×100", 1, (), {}, {"relu": torch.zeros(1, 3)}, {}, compared=False)
+    clamp = Clamp("relu", "min", "", "Min", None, np.asarray(1.0, np.float32))
+    comparison = parity._Comparison({"relu": "clamped"}, [clamp], "fp16")
+
+    for found in ([0.5, 0.0, 1.01], [0.5, 0.0, math.nan]):
+        runner = SimpleNamespace(input_names=(), run=lambda _, found=found: {"clamped": torch.tensor([found])})
+        with pytest.raises(ParityError, match=r"site relu, ×100 inputs, batch 1.*(exceeds its bound by 0.01|NaN)"):
+            comparison.check_all([case], runner, runner, "here", True)
+    runner = SimpleNamespace(input_names=(), run=lambda _: {"clamped": torch.tensor([[0.5, 0.0, 1.0]])})
+    assert comparison.check_all([case], runner, runner, "here", True) == []
