@@ -1,8 +1,8 @@
-"""Who can compute a problem: the fused Triton kernel in each configuration worth timing, the vendor's library followed
-by one epilogue pass, and the eager reference.
+"""Who can compute a problem: the fused Triton kernel in each configuration worth timing, cuDNN's graph API where it is
+installed, the vendor's library followed by one epilogue pass, and the eager reference.
 
-Another way, such as cuDNN's graph API where it fuses the bound, is one more function that returns ``Candidate``s, added
-in ``candidates_for``: verification, timing and memory then come by themselves.
+Another way is one more function that returns ``Candidate``s, added in ``candidates_for``: verification, timing and
+memory then come by themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unit_fast.kernels.configs import CONV2D, LINEAR, MatmulConfig, architecture, fitting
 from unit_fast.kernels.conv2d import conv2d
+from unit_fast.kernels.dispatch import cudnn_graph
 from unit_fast.kernels.dispatch.environment import Environment
 from unit_fast.kernels.dispatch.problem import Operator, Problem
 from unit_fast.kernels.layout import KERNEL_DTYPES
@@ -26,7 +27,7 @@ from unit_fast.kernels.linear import linear
 from unit_fast.kernels.pointwise import epilogue
 from unit_fast.kernels.reference import conv2d_ref, epilogue_ref, linear_ref, memory_format_of
 
-Provider = Literal["triton", "library", "reference"]
+Provider = Literal["triton", "cudnn", "library", "reference"]
 WIDTH = 6
 """Triton configurations that are timed for a problem, the likeliest best first. Each costs 1 to 3 s of compilation."""
 
@@ -43,7 +44,7 @@ class Candidate:
 
     Attributes:
         name: the same in every process, e.g. "triton tma 128x128x64 w8 s4".
-        provider: whose work it is.
+        provider: whose work it is: our kernels', cuDNN's in one fused graph, a library's with a pass of ours, torch's.
         call: takes the operator's arguments, and ``counts=``.
     """
 
@@ -53,7 +54,7 @@ class Candidate:
 
 
 def candidates_for(problem: Problem, environment: Environment, width: int = WIDTH) -> tuple[Candidate, ...]:
-    """Every candidate for ``problem``: Triton's (at most ``width``), the library's, and last the reference."""
+    """Every candidate: Triton's (at most ``width``), cuDNN's graph, the library's, and last the reference."""
     reference = Candidate("reference", "reference", partial(_counted_reference, problem.operator))
     if problem.empty or not environment.triton_runs or problem.dtype not in KERNEL_DTYPES:
         return (reference,)
@@ -61,8 +62,27 @@ def candidates_for(problem: Problem, environment: Environment, width: int = WIDT
         return Candidate("triton", "triton", epilogue), reference
     if problem.operator == "linear":
         fused = _matmul(problem, environment, linear, rows=math.prod(problem.out_shape[:-1]), strided=False)
-        return (*fused[:width], Candidate("cublas + epilogue", "library", _linear_then_epilogue), reference)
-    return (*_conv2d(problem, environment)[:width], Candidate("cudnn + epilogue", "library", _then_epilogue), reference)
+        library = Candidate("cublas + epilogue", "library", _linear_then_epilogue)
+    else:
+        fused = _conv2d(problem, environment)
+        library = Candidate("cudnn + epilogue", "library", _then_epilogue)
+    return *fused[:width], *_cudnn_graph(problem, environment, library), library, reference
+
+
+def _cudnn_graph(problem: Problem, environment: Environment, library: Candidate) -> list[Candidate]:
+    """Named with its version, which ``Environment`` does not tell: another's measurement is none of this one's."""
+    graphs = cudnn_graph.installed() if environment.device != "cpu" else None
+    if graphs is None:
+        return []
+    fused = graphs.linear if problem.operator == "linear" else graphs.conv2d
+    return [Candidate(f"cudnn graph {graphs.version}", "cudnn", partial(_counted_graph, fused, library.call))]
+
+
+def _counted_graph(
+    fused: Callable[..., Tensor], library: Callable[..., Tensor], *args: Any, counts: Tensor | None = None
+) -> Tensor:
+    """cuDNN's plan; where saturation is counted the library's way, whose pass counts."""
+    return fused(*args) if counts is None else library(*args, counts=counts)
 
 
 def _named(config: MatmulConfig, launcher: Callable[..., Tensor]) -> Candidate:

@@ -31,9 +31,9 @@ from unit_fast.kernels.dispatch.verify import difference, expected, random_opera
 
 _logger = logging.getLogger(__name__)
 
-Policy = Literal["auto", "triton", "library", "reference"]
+Policy = Literal["auto", "triton", "cudnn", "library", "reference"]
 VARIABLE = "UNIT_FAST_KERNELS"
-"""Environment variable that restricts the candidates: "auto" (all), "triton", "library" or "reference"."""
+"""Environment variable that restricts the candidates: "auto" (all), "triton", "cudnn", "library" or "reference"."""
 
 MOST_SIGNATURES = 4096  # calls remembered by their operands' exact strides; more are looked up by problem
 
