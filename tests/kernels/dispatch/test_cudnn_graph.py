@@ -47,7 +47,7 @@ def conv_args(bound="neuron", dtype=torch.float16, act="relu", residual=True, **
     given = {
         "x": draw(2, 8, 8, 7, dtype=dtype).contiguous(**NHWC),
         "weight": (0.1 * draw(5, 8, 3, 3)).to(dtype).contiguous(**NHWC),
-        "bias": draw(5, dtype=dtype),
+        "bias": 8 * draw(5, dtype=dtype),  # beyond 6, for ReLU6
         "residual": draw(2, 5, 4, 3, dtype=dtype).contiguous(**NHWC) if residual else None,
         "bound": None if shape is None else draw(*shape).abs().to(dtype),
         "stride": (2, 2),
