@@ -1,11 +1,14 @@
 """CPU auto: the faster candidate per batch size, by a clock that the tests hold; what fails is dropped and said."""
 
+import threading
+import time
+
 import pytest
 import torch
 
 import unit_fast as uf
 from tests.runtime.networks import OneConv, bounds_of, images, needs_compiler
-from unit_fast.errors import BackendUnavailableError, ParityError
+from unit_fast.errors import BackendUnavailableError, DataError, ParityError
 from unit_fast.runtime import automatic, backends
 from unit_fast.runtime.automatic import Automatic, FallbackWarning
 from unit_fast.runtime.calls import Call
@@ -140,6 +143,56 @@ def test_with_nothing_left_the_reference_runs(choosing, program):
     assert isinstance(auto._runner("eager"), Eager)
 
 
+def test_explain_follows_what_was_dropped(choosing):
+    broken = candidate("compile", 0.02, ParityError("off by 0.3"))
+    auto = choosing(broken, candidate("onnxruntime", 0.01))
+    with pytest.warns(FallbackWarning):
+        auto(images(1))
+    assert auto.explain()[0].runs == "onnxruntime"
+    assert auto.explain()[0].why == "without compile: off by 0.3"
+    auto = choosing(candidate("compile", 0.01), candidate("onnxruntime", 0.02))
+    auto.warmup([1])
+    auto._dropped["compile"] = "off by 0.3"
+    assert auto.explain()[0].runs == "onnxruntime"
+
+
+def test_inputs_that_onnxruntime_refuses_are_compiled_and_the_others_are_not(choosing, monkeypatch):
+    refusals = []
+    sizes = candidate("onnxruntime", 0.01)
+
+    class Narrow(sizes):
+        def __call__(self, x):
+            if len(x) > 1:
+                refusals.append(len(x))
+                raise DataError("invalid dimensions")
+            return super().__call__(x)
+
+    auto = choosing(candidate("compile", 0.02), Narrow)
+    auto.warmup([1])
+    assert [auto(images(size)) for size in (1, 3, 3, 1)] == ["onnxruntime", "compile", "compile", "onnxruntime"]
+    assert refusals == [3]
+    monkeypatch.setitem(auto._dropped, "compile", "off")
+    assert torch.equal(auto(images(4)), auto._program.module(images(4)))
+
+
+def test_several_threads_make_one_runner(choosing):
+    made = []
+
+    class Slow(candidate("compile", 0.01)):
+        def __init__(self, program):
+            made.append(program)
+            time.sleep(0.05)
+            super().__init__(program)
+
+    auto = choosing(Slow, candidate("onnxruntime", 0.02))
+    threads = [threading.Thread(target=auto, args=(images(1),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
 def test_auto_is_measured_where_there_is_a_choice(monkeypatch):
     pytest.importorskip("onnxruntime")
     cpu = torch.device("cpu")
@@ -149,13 +202,15 @@ def test_auto_is_measured_where_there_is_a_choice(monkeypatch):
     monkeypatch.setattr(backends.OnnxSession, "unavailable", lambda *_: "not installed")
     assert backends.choose("auto", cpu) == "compile"  # and nobody is warned of a package that is optional
     monkeypatch.setattr(backends.Compiled, "unavailable", lambda *_: "no compiler")
-    with pytest.warns(FallbackWarning, match="running by eager: .*no compiler; not installed"):
+    with pytest.warns(FallbackWarning, match="^running by eager: no compiler; not installed$"):
         assert backends.choose("auto", cpu) == "eager"
 
 
 def test_the_environment_names_what_auto_takes(monkeypatch):
     monkeypatch.setenv(backends.OVERRIDE, "eager")
     assert backends.choose("auto", torch.device("cpu")) == "eager"
+    monkeypatch.setenv(backends.OVERRIDE, "")
+    assert backends.choose("auto", torch.device("cpu"), torch.float64) in ("compile", "eager")
     monkeypatch.setenv(backends.OVERRIDE, "fast")
     with pytest.raises(BackendUnavailableError, match="UNIT_FAST_BACKEND in the environment is 'fast'; expected one"):
         backends.choose("auto", torch.device("cpu"))

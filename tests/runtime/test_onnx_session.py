@@ -9,6 +9,8 @@ import unit_fast as uf
 from tests.networks import SmallResNet, randomised
 from tests.runtime.networks import Nested, OneConv, bounds_of, images
 from unit_fast.runtime import onnx_session
+from unit_fast.runtime.automatic import Automatic, FallbackWarning
+from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.onnx_session import OnnxSession
 
 pytest.importorskip("onnxruntime")
@@ -73,7 +75,27 @@ def test_a_dtype_it_does_not_take_is_refused_before_and_after(fast, model, bound
     with pytest.raises(uf.BackendUnavailableError, match=r"float32 and this one is in torch\.float16"):
         uf.sanitize(model, bounds, images(1), backend="onnxruntime", dtype=torch.float16)
     with pytest.raises(uf.BackendUnavailableError, match=r"float32 and this one is in torch\.float64"):
-        copy.deepcopy(fast).double()
+        fast.double()
+    assert fast(images(3)).dtype == torch.float32  # and is as it was
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+def test_without_a_temporary_folder_it_says_so_and_auto_goes_on(model, bounds, monkeypatch, backend):
+    def none(**_):
+        raise FileNotFoundError("No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(onnx_session.tempfile, "TemporaryDirectory", none)
+    monkeypatch.setattr(Automatic, "candidates", {"onnxruntime": OnnxSession})
+    monkeypatch.setattr(Compiled, "unavailable", lambda *_: None)
+    fast = uf.sanitize(model, bounds, images(1), backend=backend)
+    message = "No usable temporary directory.*point TMPDIR"
+    if backend == "auto":
+        with pytest.warns(FallbackWarning, match=message):
+            fast.warmup([2])
+        assert fast(images(2)).shape == (2, 5)
+    else:
+        with pytest.raises(uf.BackendUnavailableError, match=message):
+            fast.warmup([2])
 
 
 def test_missing_packages_are_named(monkeypatch):

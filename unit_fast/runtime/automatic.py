@@ -1,5 +1,6 @@
 """The "auto" backend on the CPU: torch.compile or ONNX Runtime, whichever is measured to be faster."""
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from unit_fast.capture import batch_size
-from unit_fast.errors import BackendUnavailableError, ParityError, UnitFastWarning
+from unit_fast.errors import BackendUnavailableError, DataError, ParityError, UnitFastWarning
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
@@ -26,6 +28,8 @@ ROUNDS = 5
 SECONDS = 0.1
 # ONNX Runtime must be faster by more than repeated measurements differ.
 MARGIN = 0.97
+
+_Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 
 class FallbackWarning(UnitFastWarning):
@@ -49,6 +53,7 @@ class Automatic:
 
     Batch sizes that were not warmed up take what the nearest one took; before any warm-up torch.compile runs. What
     cannot run or disagrees with the reference is dropped with a warning; with nothing left, the graph runs eagerly.
+    Inputs that ONNX Runtime refuses, torch.compile takes.
     """
 
     candidates: Mapping[str, Callable[[Program], Inspector]] = {"compile": Compiled, "onnxruntime": OnnxSession}
@@ -57,7 +62,9 @@ class Automatic:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._made: dict[str, Inspector] = {}
-        self._dropped: set[str] = set()
+        self._lock = threading.Lock()
+        self._dropped: dict[str, str] = {}
+        self._refused: set[_Kind] = set()
         self._choices: dict[int, _Choice] = {}
 
     @classmethod
@@ -68,16 +75,16 @@ class Automatic:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output."""
-        return self._by_choice(self._name_for(args, kwargs), lambda runner: runner(*args, **kwargs))
+        return self._by_choice(self._name_for(args, kwargs), "__call__", args, kwargs)
 
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """The model's output, and the number of activations above their bound, (N, sites): by torch.compile."""
-        counted: tuple[Any, Tensor] = self._by_choice("compile", lambda runner: runner.monitor(*args, **kwargs))
+        counted: tuple[Any, Tensor] = self._by_choice("compile", "monitor", args, kwargs)
         return counted
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
         """The model's output, the counts, and the largest excess over a bound, (N, sites) each: by torch.compile."""
-        found: tuple[Any, Tensor, Tensor] = self._by_choice("compile", lambda runner: runner.inspect(*args, **kwargs))
+        found: tuple[Any, Tensor, Tensor] = self._by_choice("compile", "inspect", args, kwargs)
         return found
 
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
@@ -94,15 +101,19 @@ class Automatic:
             if monitor:
                 self.monitor(*call.args, **call.kwargs)
         needed = {choice.name for choice in self._choices.values()} | ({"compile"} if monitor else set())
-        self._made = {name: runner for name, runner in self._made.items() if name in needed}  # the rest is only memory
+        with self._lock:  # the rest is only memory
+            self._made = {name: runner for name, runner in self._made.items() if name in needed}
 
     def explain(self) -> list[SiteNote]:
         """What was chosen for each batch size, by which measurement."""
-        if not self._choices:
+        without = "".join(f"; without {name}: {reason}" for name, reason in self._dropped.items())
+        if not self._choices and "compile" not in self._dropped:
             runs, why = "Inductor", "until warmup() measures it against ONNX Runtime"
-            return [SiteNote(site, "what is pointwise around it", runs, why) for site in self._program.bounds]
-        names = list(dict.fromkeys(choice.name for choice in self._choices.values()))
-        why = "; ".join(f"batch {size}: {choice}" for size, choice in sorted(self._choices.items()))
+            return [SiteNote(site, "what is pointwise around it", runs, why + without) for site in self._program.bounds]
+        chosen = [choice.name for choice in self._choices.values()] or ["compile"]
+        names = list(dict.fromkeys(self._order(name)[0] for name in chosen))
+        why = "; ".join(f"batch {size}: {choice}" for size, choice in sorted(self._choices.items())) + without
+        why = why.removeprefix("; ")
         rows = zip(*(self._runner(name).explain() for name in names), strict=True)
         return [
             SiteNote(
@@ -126,20 +137,29 @@ class Automatic:
             known = choices[min(choices, key=lambda warmed: max(warmed, size) / max(1, min(warmed, size)))]
         return known.name
 
-    def _by_choice(self, name: str, use: Callable[[Inspector], Any]) -> Any:
-        """``use`` with the named candidate, or with the first that works."""
-        if name not in self._dropped:
+    def _by_choice(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What ``method`` of the named candidate returns, or that of the first that works."""
+        if self._refused and _kind(args, kwargs) in self._refused:
+            name = "compile"
+        refused = False
+        for standing in self._order(name):
             try:
-                return use(self._runner(name))
+                result = getattr(self._runner(standing), method)(*args, **kwargs)
             except (BackendUnavailableError, ParityError) as error:
-                self._drop(name, error)
-        for other in (*self.candidates, "eager"):
-            if other not in self._dropped:
-                try:
-                    return use(self._runner(other))
-                except (BackendUnavailableError, ParityError) as error:
-                    self._drop(other, error)
+                self._drop(standing, error)
+            except DataError:
+                if standing != "onnxruntime":
+                    raise
+                refused = True
+            else:
+                if refused:
+                    self._refused.add(_kind(args, kwargs))
+                return result
         raise AssertionError("the eager graph is its own reference")
+
+    def _order(self, name: str) -> list[str]:
+        """What is left to run, the named one first."""
+        return [other for other in dict.fromkeys((name, *self.candidates, "eager")) if other not in self._dropped]
 
     def _warmed(self, name: str, size: int) -> Inspector | None:
         if name in self._dropped:
@@ -147,21 +167,25 @@ class Automatic:
         try:
             runner = self._runner(name)
             runner.warmup([size])
-        except (BackendUnavailableError, ParityError) as error:
+        except (BackendUnavailableError, DataError, ParityError) as error:
             self._drop(name, error)
             return None
         return runner
 
     def _drop(self, name: str, error: Exception) -> None:
-        self._dropped.add(name)
-        self._made.pop(name, None)
+        self._dropped[name] = str(error)
+        with self._lock:
+            self._made.pop(name, None)
         warnings.warn(f"running without the {name} backend: {error}", FallbackWarning, stacklevel=4)
 
     def _runner(self, name: str) -> Inspector:
         runner = self._made.get(name)
         if runner is None:
             make: Callable[[Program], Inspector] = self.candidates.get(name, Eager)
-            runner = self._made.setdefault(name, make(self._program))
+            with self._lock:
+                runner = self._made.get(name)
+                if runner is None:
+                    runner = self._made[name] = make(self._program)
         return runner
 
     def _measure(self, runners: Mapping[str, Inspector], call: Call) -> dict[str, float]:
@@ -179,3 +203,8 @@ def _fastest(seconds: Mapping[str, float]) -> str:
     first, *others = seconds
     best = min(others, key=lambda name: seconds[name])
     return best if seconds[best] < MARGIN * seconds[first] else first
+
+
+def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kind:
+    tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)

@@ -53,7 +53,7 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
     Raises:
         BackendUnavailableError: the backend is unknown, or was named and cannot run here.
     """
-    named = os.environ.get(OVERRIDE, "auto") if backend == "auto" else backend
+    named = (os.environ.get(OVERRIDE) or "auto") if backend == "auto" else backend
     if named not in get_args(Backend):
         place = "backend" if backend != "auto" else f"{OVERRIDE} in the environment"
         raise BackendUnavailableError(f"{place} is {named!r}; expected one of {', '.join(get_args(Backend))}")
@@ -76,6 +76,6 @@ def auto_choice(device: torch.device, dtype: torch.dtype = torch.float32) -> tup
         if reason is None:
             why = _MEASURED if candidate == "auto" else "; ".join(reasons) or "the fastest there is"
             return candidate, why  # type: ignore[return-value]
-        if candidate != "auto" or not reasons:
+        if not any(reason in said for said in reasons):  # "auto" says what its candidates lack
             reasons.append(reason)
     raise AssertionError("the eager backend runs everywhere")

@@ -8,7 +8,8 @@ graph goes to Inductor directly, and what was compiled is found by the shapes of
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,14 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, ParityError
 from unit_fast.runtime.agreement import difference, judgeable
+from unit_fast.runtime.calls import Call
 from unit_fast.runtime.explain import SiteNote
-from unit_fast.runtime.flat import FlatGraph
+from unit_fast.runtime.flat import FlatGraph, require_devices
 from unit_fast.runtime.program import Program
 from unit_fast.sites import copy_graph
 
 Function = Callable[..., Any]
-Key = tuple[tuple[torch.Size, torch.dtype], ...]
+Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ class Compiled:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._output = CompiledGraph(program.module)
+        self._lock = threading.Lock()
+        self._output = CompiledGraph(program.module, program.example)
         self._with_counts: CompiledGraph | None = None
         self._with_excess: CompiledGraph | None = None
 
@@ -58,15 +61,17 @@ class Compiled:
 
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """The model's output, and the number of activations above their bound, (N, sites)."""
-        if self._with_counts is None:
-            self._with_counts = CompiledGraph(self._program.counting)
+        with self._lock:
+            if self._with_counts is None:
+                self._with_counts = CompiledGraph(self._program.counting, self._program.example, counts=(-1,))
         output, counts = self._with_counts(args, kwargs)
         return output, counts
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
         """The model's output, the counts, and the largest excess over a bound, (N, sites) each."""
-        if self._with_excess is None:
-            self._with_excess = CompiledGraph(self._program.inspecting)
+        with self._lock:
+            if self._with_excess is None:
+                self._with_excess = CompiledGraph(self._program.inspecting, self._program.example, counts=(-2,))
         output, counts, excess = self._with_excess(args, kwargs)
         return output, counts, excess
 
@@ -100,7 +105,7 @@ class _Variant:
     def takes(self, key: Key, batch: int) -> bool:
         if self.batch is None:
             return key == self.key
-        same = all(a[0][1:] == b[0][1:] and a[1] == b[1] for a, b in zip(key, self.key, strict=True))
+        same = all(a[0][1:] == b[0][1:] and a[1:] == b[1:] for a, b in zip(key, self.key, strict=True))
         here = {self.batch: sympy.Integer(batch)}
         return same and batch > 1 and all(guard.xreplace(here) == sympy.true for guard in self.guards)
 
@@ -109,10 +114,17 @@ class CompiledGraph:
     """A graph compiled when inputs of a new kind come: once for one sample, once or twice for all larger batches.
 
     What is compiled first meets the reference, the graph run eagerly, at every new batch size.
+
+    Args:
+        module: the graph.
+        example: samples on the device that the graph is on.
+        counts: which of its outputs are counts, see :func:`difference`.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, example: Call, counts: Collection[int] = ()) -> None:
         self._flat = FlatGraph(module)
+        self._devices = [tensor.device for tensor in self._flat.tensors(example.args, example.kwargs)]
+        self._counts = counts
         self._batched = self._flat.batched_inputs
         self._variants: list[_Variant] = []
         self._known: dict[Key, Function] = {}
@@ -121,11 +133,12 @@ class CompiledGraph:
         """What the graph's module returns.
 
         Raises:
+            DataError: an input is on another device than the graph.
             BackendUnavailableError: Inductor cannot compile the graph.
             ParityError: what it compiled disagrees with the reference.
         """
         inputs = self._flat.flatten(args, kwargs)
-        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
         function = self._known.get(key)
         with torch.no_grad():
             outputs = self._first_call(key, inputs) if function is None else function(*inputs)
@@ -137,6 +150,7 @@ class CompiledGraph:
         return f"batch {', '.join(variant.sizes for variant in self._variants)}" if self._variants else "nothing yet"
 
     def _first_call(self, key: Key, inputs: list[Tensor]) -> Any:
+        require_devices(inputs, self._devices)
         with torch.inference_mode(False), torch.no_grad():
             expected = self._flat.module(*inputs)  # inputs that do not fit fail here, in the model's own words
             batches = {key[index][0][0] for index in self._batched}
@@ -151,7 +165,7 @@ class CompiledGraph:
             outputs = variant.function(*inputs)
         if not judgeable(expected):
             return outputs
-        found = difference(outputs, expected)
+        found = difference(outputs, expected, self._counts)
         if found is not None:
             raise ParityError(
                 f"torch.compile does not compute what the sanitised graph computes at batch {batch}: {found}; "

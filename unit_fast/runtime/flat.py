@@ -1,12 +1,14 @@
 """A graph over a flat list of tensors, with the model's own signature around it."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from unit_fast.errors import DataError
 from unit_fast.fusion.rewrite import tidy
 from unit_fast.sites import copy_graph
 
@@ -15,7 +17,8 @@ class FlatGraph:
     """A captured graph, called with and returning flat sequences of tensors.
 
     Attributes:
-        module: the graph; its placeholders are tensors only, its output is a tuple.
+        module: the graph; its placeholders are tensors only, its output is a tuple of what it computes: numbers and
+            None that the model returns as they are come in by ``unflatten``.
         batched_inputs: which of its inputs have the batch as their first dimension.
     """
 
@@ -33,7 +36,8 @@ class FlatGraph:
             index for index, shape in enumerate(shapes) if shape and isinstance(shape[0], torch.SymInt)
         ]
         output = next(node for node in self.module.graph.nodes if node.op == "output")
-        output.args = (tuple(pytree.tree_leaves(output.args[0])),)
+        self._leaves = list(pytree.tree_leaves(output.args[0]))
+        output.args = (tuple(leaf for leaf in self._leaves if isinstance(leaf, fx.Node)),)
         self.module.graph.set_codegen(fx.graph.CodeGen())
         tidy(self.module)
 
@@ -47,7 +51,18 @@ class FlatGraph:
 
     def unflatten(self, outputs: Any) -> Any:
         """What the model returns, from what the graph returns."""
-        return pytree.tree_unflatten(outputs, self._output_spec)
+        computed = iter(outputs)
+        leaves = [next(computed) if isinstance(leaf, fx.Node) else leaf for leaf in self._leaves]
+        return pytree.tree_unflatten(leaves, self._output_spec)
+
+
+def require_devices(inputs: Sequence[Tensor], devices: Sequence[torch.device]) -> None:
+    """Raise DataError unless every input is on its device; single numbers may be anywhere."""
+    for number, (tensor, device) in enumerate(zip(inputs, devices, strict=True)):
+        if tensor.ndim and tensor.device != device:
+            raise DataError(
+                f"input {number} is on {tensor.device} and the model on {device}; move one of them with .to()"
+            )
 
 
 def _is_tensor(placeholder: fx.Node) -> bool:

@@ -139,7 +139,7 @@ class _Way:
         return tensors[batched[0]].shape[0] if batched else 0
 
     def _verify(self, result: Any, expected: Any, size: int) -> None:
-        found = difference(result, expected)
+        found = difference(result, expected, counts=(-1,) if self._counting else ())
         if found is not None:
             raise ParityError(
                 f"the fused graph does not agree with the sanitised graph at batch size {size}: {found}. "

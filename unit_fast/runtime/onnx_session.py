@@ -19,7 +19,7 @@ from unit_fast.runtime.calls import Call
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import SiteNote
-from unit_fast.runtime.flat import FlatGraph
+from unit_fast.runtime.flat import FlatGraph, require_devices
 from unit_fast.runtime.program import Program
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -93,22 +93,26 @@ class SessionGraph:
         from unit_fast.export.pipeline import Options, export_graph
 
         self._flat = FlatGraph(module)
-        output = next(node for node in self._flat.module.graph.nodes if node.op == "output")
-        self._leaves = list(output.args[0])
         _logger.info("exporting the sanitised graph for ONNX Runtime")
-        with ONE_AT_A_TIME, tempfile.TemporaryDirectory(prefix="unit_fast-") as folder:
-            file = Path(folder) / "model.onnx"
-            self._exact = calibration_data is None
-            options = Options("auto", "fp32" if self._exact else "int8", opset=20, verify=False)
-            try:
+        self._exact = calibration_data is None
+        options = Options("auto", "fp32" if self._exact else "int8", opset=20, verify=False)
+        try:
+            with ONE_AT_A_TIME, tempfile.TemporaryDirectory(prefix="unit_fast-") as folder:
+                file = Path(folder) / "model.onnx"
                 report = export_graph(module, bounds, file, example.kwargs or example.args, options, calibration_data)
-            except (DataError, ParityError):
-                raise
-            except UnitFastError as error:
-                raise BackendUnavailableError(f"ONNX Runtime cannot run the sanitised graph: {error}") from error
-            self._session = OnnxRuntimeModel(file, threads=torch.get_num_threads())
+                self._session = OnnxRuntimeModel(file, threads=torch.get_num_threads())
+        except (DataError, ParityError):
+            raise
+        except OSError as error:
+            raise BackendUnavailableError(
+                f"ONNX Runtime needs a temporary file for the sanitised graph, and none can be written: {error}; point "
+                "TMPDIR to a folder with room, or use another backend"
+            ) from error
+        except UnitFastError as error:
+            raise BackendUnavailableError(f"ONNX Runtime cannot run the sanitised graph: {error}") from error
         self.forms = [(site.site, site.form, site.reason) for site in report.sites]
-        self._known: set[tuple[torch.Size, ...]] = set()
+        self._devices = [tensor.device for tensor in self._flat.tensors(example.args, example.kwargs)]
+        self._known: set[tuple[tuple[torch.Size, torch.dtype, torch.device], ...]] = set()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the graph's module returns.
@@ -118,9 +122,10 @@ class SessionGraph:
             ParityError: it disagrees with the reference.
         """
         inputs = self._flat.flatten(args, kwargs)
-        key = tuple(tensor.shape for tensor in inputs)
+        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
         if key in self._known:
             return self._flat.unflatten(self._run(inputs))
+        require_devices(inputs, self._devices)
         with torch.no_grad():
             expected = self._flat.module(*inputs)  # inputs that do not fit fail here, in the model's own words
         if any(tensor.numel() == 0 for tensor in inputs):
@@ -131,13 +136,13 @@ class SessionGraph:
         found = difference(outputs, expected) if self._exact else None
         if found is not None:
             raise ParityError(
-                f"ONNX Runtime does not compute what the sanitised graph computes on inputs {[tuple(k) for k in key]}: "
-                f"{found}; use another backend, and report it with the versions that unit-fast env shows"
+                "ONNX Runtime does not compute what the sanitised graph computes on inputs "
+                f"{[tuple(tensor.shape) for tensor in inputs]}: {found}; "
+                "use another backend, and report it with the versions that unit-fast env shows"
             )
         self._known.add(key)
         return self._flat.unflatten(outputs)
 
     def _run(self, inputs: list[Tensor]) -> list[Any]:
         arrays = (tensor.detach().numpy() for tensor in inputs)
-        values = iter(self._session.run(dict(zip(self._session.input_names, arrays, strict=True))).values())
-        return [next(values) if isinstance(leaf, fx.Node) else leaf for leaf in self._leaves]
+        return list(self._session.run(dict(zip(self._session.input_names, arrays, strict=True))).values())

@@ -1,0 +1,95 @@
+"""Around a compiled function: which inputs it is for, what else the model returns, threads. Nothing is compiled."""
+
+import threading
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unit_fast as uf
+from tests.runtime.networks import OneConv, bounds_of, images
+from unit_fast.runtime import compiled
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """What was compiled: in place of Inductor the graph itself."""
+    made: list[compiled.Key] = []
+
+    def itself(self, key, inputs, batch):  # noqa: ARG001 - the compiler's
+        made.append(key)
+        time.sleep(0.02)
+        return compiled._Variant(self._flat.module, key, None, (), str(batch))
+
+    monkeypatch.setattr(compiled.CompiledGraph, "_compile", itself)
+    monkeypatch.setattr(compiled.Compiled, "unavailable", lambda *_: None)
+    return made
+
+
+def made_by_compile(model: nn.Module) -> uf.SanitizedModel:
+    return uf.sanitize(model.eval(), bounds_of(model, images(2)), images(2), backend="compile")
+
+
+def test_an_input_on_another_device_is_refused_before_it_reaches_what_was_compiled(compilations):
+    fast = made_by_compile(OneConv())
+    expected = fast(images(2))
+    for call in (fast, fast.monitor, fast.inspect):
+        with pytest.raises(uf.DataError, match=r"input 0 is on meta and the model on cpu; move one"):
+            call(images(2).to("meta"))
+    assert torch.equal(fast(images(2)), expected)
+    assert {device for key in compilations for _, _, device in key} == {torch.device("cpu")}
+
+
+class WithConstants(OneConv):
+    def forward(self, x: Tensor) -> tuple[None, Tensor, int, dict]:
+        y = super().forward(x)
+        return None, y, 7, {"again": y, "nothing": None}
+
+
+def test_none_and_numbers_come_back_as_the_model_returns_them(compilations):
+    fast = made_by_compile(WithConstants())
+    expected = uf.sanitize(WithConstants().eval(), fast.bounds, images(2), backend="eager")(images(3))
+    for result in (fast(images(3)), fast.monitor(images(3))[0], fast.inspect(images(3))[0]):
+        nothing, y, seven, more = result
+        assert (nothing, seven, more["nothing"]) == (None, 7, None)
+        assert torch.equal(y, expected[1])
+        assert torch.equal(more["again"], y)
+    assert len(compilations) == 3
+
+
+class Ranked(OneConv):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values, indices = F.relu(super().forward(x)).topk(3)
+        return values, indices
+
+
+@pytest.mark.usefixtures("compilations")
+def test_indices_in_another_order_where_values_tie_are_no_disagreement(monkeypatch):
+    model = Ranked()
+    itself = compiled.CompiledGraph._compile
+
+    def other_order(self, key, inputs, batch):
+        variant = itself(self, key, inputs, batch)
+
+        def run(*x):
+            values, indices = variant.function(*x)
+            return values, (indices + 2) % 5
+
+        return compiled._Variant(run, key, None, (), str(batch))
+
+    monkeypatch.setattr(compiled.CompiledGraph, "_compile", other_order)
+    fast = uf.sanitize(model.eval(), bounds_of(model, images(2), most=0.0), images(2), backend="compile")
+    assert fast(images(2))[1].dtype == torch.int64
+
+
+@pytest.mark.parametrize("method", ["monitor", "inspect"])
+def test_threads_that_meet_in_a_first_call_compile_once(compilations, method):
+    fast = made_by_compile(OneConv())
+    threads = [threading.Thread(target=getattr(fast, method), args=(images(2),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compilations) == 1
