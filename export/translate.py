@@ -35,10 +35,12 @@ class SiteBound:
     Attributes:
         site: name of the site.
         bound: in the dtype of the activation; broadcasts to one sample.
+        zero: whether it was folded and is 0 somewhere, where what is clamped is 0 and has to stay so.
     """
 
     site: str
     bound: np.ndarray
+    zero: bool = False
 
 
 def translate(graph: FlatGraph, opset: int) -> tuple[ir.Model, tuple[SiteBound, ...]]:

@@ -42,12 +42,14 @@ class SiteFold:
         reason: how, or why not.
         scale: the site's activation is ``scale`` × what the folded graph has there. Broadcasts to one sample, float64,
             above 0; None stands for 1. A site that is not folded has one where its residual stream has.
+        zero: whether a folded bound is 0, so that what is clamped has to stay 0.
     """
 
     site: str
     folded: bool
     reason: str
     scale: Tensor | None
+    zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def fold(graph: FlatGraph, settings: Folding | None = None, *, only: Collection[
         refused |= worse
     apply_plan(module, plan)
     sites = {
-        site: SiteFold(site, outcome.folded, outcome.reason, outcome.scale) for site, outcome in plan.sites.items()
+        site: SiteFold(site, outcome.folded, outcome.reason, outcome.scale, outcome.zero)
+        for site, outcome in plan.sites.items()
     }
     return FoldResult(replace(graph, module=module), sites)
 

@@ -59,6 +59,7 @@ class Outcome:
     reason: str
     scale: Tensor | None
     size: int
+    zero: bool = False
 
 
 @dataclass

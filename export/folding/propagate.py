@@ -254,7 +254,8 @@ class _Walk:
         outcome = self._folded(node, site, verdict) if isinstance(verdict, Foldable) else verdict
         if isinstance(outcome, Known):
             self.plan.activations.append(node)
-            self._record(clamp, True, outcome.reason, outcome.scale)
+            zero = isinstance(verdict, Foldable) and bool((verdict.factor == 0).any())
+            self._record(clamp, True, outcome.reason, outcome.scale, zero)
             return Known(outcome.scale, frozenset([site]), "it reads another site")
         self._record(clamp, False, outcome, None)
         return self._move(node)
@@ -305,11 +306,11 @@ class _Walk:
             self._record(node, False, outcome.reason, state.scale)
         return Known(state.scale, state.sites, "it reads another site")
 
-    def _record(self, clamp: fx.Node, folded: bool, reason: str, scale: Tensor | None) -> None:
+    def _record(self, clamp: fx.Node, folded: bool, reason: str, scale: Tensor | None, zero: bool = False) -> None:
         size = 1
         for length in sample_shape(clamp):
             size *= length
-        self.plan.sites[clamp.meta["site"]] = Outcome(folded, reason, scale, size)
+        self.plan.sites[clamp.meta["site"]] = Outcome(folded, reason, scale, size, zero)
 
 
 def _clamped(node: fx.Node) -> bool:

@@ -76,6 +76,7 @@ def _write(marker: ir.Node, site: SiteBound, forms: Sequence[str], asked: str) -
 
 def _write_scaled(marker: ir.Node, site: SiteBound, choice: Choice, fold: "SiteFold") -> Clamp:
     """The clamp of a site of a folded graph, which may be folded itself or lie in a scaled stream."""
+    site = replace(site, zero=fold.zero)
     clamp = _write(marker, site, choice.folded_as if fold.folded else choice.forms, choice.name)
     form = "folded" if fold.folded else clamp.form
     reason = fold.reason if fold.folded else f"{clamp.reason}; not folded: {fold.reason}"

@@ -22,11 +22,13 @@ class HardSigmoidForm:
     name = "hard_sigmoid"
 
     def refusal(self, marker: ir.Node, site: SiteBound) -> str | None:
-        """Refuses every bound but the number 1, dtypes but float32, and all but the Relu of a sum."""
+        """Refuses every bound but the number 1, what has to stay 0, dtypes but float32, and all but a sum's Relu."""
         if site.bound.size != 1 or site.bound.item() != 1:
             return f"its bound is {site.bound.reshape(-1)[:3]}, and HardSigmoid saturates at 1"
         if site.bound.dtype != np.float32:
             return f"ONNX Runtime fuses nothing in {site.bound.dtype}"
+        if site.zero:
+            return f"a bound is 0, and HardSigmoid gives {BETA:.0e} for 0"
         relu = sole_producer(marker.inputs[0], "Relu")
         if relu is None or not _is_sum(relu.inputs[0]):
             return "it follows no Relu of a sum, and a Clip is fused everywhere else"

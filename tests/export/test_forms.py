@@ -1,6 +1,7 @@
 """Forms on hand-made ONNX graphs, compared with numpy's own minimum in ONNX Runtime."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,18 @@ def test_the_clamp_of_a_folded_site_knows_its_scale(target: str, op: str) -> Non
     assert clamp.op == op
     assert clamp.scale is not None
     assert clamp.scale.tolist() == [2.0, 4.0, 8.0]
+
+
+def test_what_has_to_be_zero_takes_no_hard_sigmoid() -> None:
+    model = summed_model(np.zeros(3, np.float32))
+    x = np.linspace(-1, 3, 12, dtype=np.float32).reshape(4, 3)
+
+    (clamp,) = lower(
+        model, [ONE], choose("folded", "onnxruntime", "channel"), {"act": replace(FOLDED["act"], zero=True)}
+    )
+
+    assert clamp.op == "Clip"
+    assert not run(model, x, optimize=True)[0].any()
 
 
 def test_a_changed_hard_sigmoid_is_found() -> None:
