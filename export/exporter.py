@@ -1,7 +1,7 @@
 """export_onnx(): model and bounds ⇒ a verified ONNX file, or an error and no file."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from unit_fast.bounds import Bounds
 from unit_fast.capture import Example
 from unit_fast.errors import BackendUnavailableError
-from unit_fast.export.normalization import Normalization
+from unit_fast.export.normalization import MeanAndStd, Normalization
 from unit_fast.export.report import ExportReport
 from unit_fast.export.session import load_onnxruntime
 
@@ -27,7 +27,7 @@ def export_onnx(
     precision: str = "fp32",
     opset: int = 20,
     verify: bool = True,
-    normalization: Normalization | tuple[Sequence[float], Sequence[float]] | None = None,
+    normalization: Normalization | MeanAndStd | None = None,
     calibration_data: Iterable[Any] | None = None,
     weight_bits: int = 8,
 ) -> ExportReport:
@@ -70,7 +70,8 @@ def export_onnx(
         ParityError: the file would not compute what the sanitised graph computes; names site or output, batch, error.
             Or int8 changes more than 5 % of the predictions on the calibration data that were no ties, or costs more
             than a point of accuracy.
-        DataError: calibration_data is missing, too small, holds NaN, or does not fit the model.
+        DataError: calibration_data is missing, too small, holds NaN, does not fit the model, is all alike, or
+            has another range than example_input.
         BackendUnavailableError: onnx, onnxscript or ONNX Runtime are not installed.
         OutputError: the file cannot be written.
     """

@@ -3,8 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from unit_fast.export.errors import ExportError
+
+# Each one number, or one a channel.
+MeanAndStd: TypeAlias = tuple[float | Sequence[float], float | Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,22 @@ class Normalization:
             raise ExportError(f"normalization={self.mean}, {self.std}: expected one number each, or one a channel")
 
     @classmethod
-    def of(cls, given: "Normalization | tuple[Sequence[float], Sequence[float]] | None") -> "Normalization | None":
-        """From ``(mean, std)``."""
+    def of(cls, given: "Normalization | MeanAndStd | None") -> "Normalization | None":
+        """From ``(mean, std)``, each one number or one a channel.
+
+        Raises:
+            ExportError: ``given`` is something else.
+        """
         if given is None or isinstance(given, Normalization):
             return given
-        mean, std = given
-        return cls(tuple(float(value) for value in mean), tuple(float(value) for value in std))
+        try:
+            mean, std = given
+            return cls(_numbers(mean), _numbers(std))
+        except (TypeError, ValueError) as error:
+            raise ExportError(
+                f"normalization={given!r}: expected (mean, std), each one number or one a channel"
+            ) from error
+
+
+def _numbers(given: float | Sequence[float]) -> tuple[float, ...]:
+    return (float(given),) if isinstance(given, int | float) else tuple(float(value) for value in given)

@@ -35,7 +35,14 @@ from unit_fast.export.normalization import Normalization
 from unit_fast.export.parity import check_parity
 from unit_fast.export.provenance import describe, sign
 from unit_fast.export.publish import data_name, publish
-from unit_fast.export.quantization import IntegerClamp, Loss, check_integer_clamps, choose_folds, quantize
+from unit_fast.export.quantization import (
+    IntegerClamp,
+    Loss,
+    check_integer_clamps,
+    check_samples,
+    choose_folds,
+    quantize,
+)
 from unit_fast.export.reference import Written
 from unit_fast.export.report import ExportReport, SiteReport
 from unit_fast.export.structure import check_structure
@@ -128,6 +135,10 @@ def _calibration_samples(options: Options, calibration_data: Iterable[Any] | Non
             'precision="int8" needs calibration_data: batches of (x, y) or x with a few hundred clean samples, such as '
             "the loader that the bounds were calibrated on"
         )
+    if not hasattr(calibration_data, "__iter__") and not hasattr(calibration_data, "__getitem__"):
+        raise DataError(
+            f"calibration_data is a {type(calibration_data).__name__}; expected batches of (x, y) or x, as of a loader"
+        )
     with SampleStore(calibration_data) as samples:
         if len(samples) < FEWEST_SAMPLES:
             raise DataError(
@@ -155,6 +166,7 @@ def _write(
     if samples is None:
         choice = choose(options.form, options.target, bounds.granularity)
     else:
+        check_samples(graph, samples)
         choice, losses = choose_folds(graph, options.form, samples, options.weight_bits)
     if options.precision == "fp16":
         choice = replace(choice, divisors=DIVISORS)

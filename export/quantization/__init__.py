@@ -2,6 +2,7 @@
 
 from unit_fast.export.quantization.folds import Loss, choose_folds
 from unit_fast.export.quantization.quantize import Quantized, quantize
+from unit_fast.export.quantization.samples import check_samples
 from unit_fast.export.quantization.structure import IntegerClamp, check_integer_clamps
 
-__all__ = ["IntegerClamp", "Loss", "Quantized", "check_integer_clamps", "choose_folds", "quantize"]
+__all__ = ["IntegerClamp", "Loss", "Quantized", "check_integer_clamps", "check_samples", "choose_folds", "quantize"]

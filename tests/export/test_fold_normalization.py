@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -111,6 +112,19 @@ def test_numbers_that_make_no_sense_are_refused(
             example_input=images,
             normalization=(mean, std),
         )
+
+
+@pytest.mark.parametrize("given", [0.5, (0.5,), (0.5, None), (0.1, 0.2, 0.3), ("a", "b"), (0.5, torch.tensor(0.2))])
+def test_what_is_no_mean_and_std_is_refused(given: Any) -> None:
+    with pytest.raises(
+        ExportError, match=r"normalization=.*: expected \(mean, std\), each one number or one a channel"
+    ):
+        Normalization.of(given)
+
+
+def test_one_number_stands_for_all_channels() -> None:
+    assert Normalization.of((0.5, [0.2, 0.3])) == Normalization((0.5,), (0.2, 0.3))
+    assert Normalization.of(((0.5, 0.1), 1)) == Normalization((0.5, 0.1), (1.0,))
 
 
 def test_only_images_can_be_normalised(tmp_path: Path) -> None:

@@ -209,6 +209,15 @@ def test_labels_give_accuracy_before_and_after_and_the_file_says_so(tmp_path: Pa
         pytest.param([torch.full((40, 3, 8, 8), float("nan"))], "NaN or infinite", id="nan"),
         pytest.param([torch.zeros(40, 5, 8, 8)], r"takes \(N, 3, 8, 8\)", id="shape"),
         pytest.param([((torch.zeros(40, 3, 8, 8), torch.zeros(40)), None)], "the model takes input", id="inputs"),
+        pytest.param(5, "calibration_data is a int; expected batches of", id="a-number"),
+        pytest.param([torch.zeros(20, 3, 8, 8)] * 2, "all 40 samples are alike", id="zeros"),
+        pytest.param([torch.randn(1, 3, 8, 8)] * 40, "all 40 samples are alike", id="one-sample"),
+        pytest.param([torch.randn(40, 3, 8, 8) * 1e30], r"reaches .*e\+30 in input, example_input only", id="range"),
+        pytest.param(
+            [(torch.randn(40, 3, 8, 8), torch.arange(40) % 7)],
+            "batch 0, sample 5: label 5 is out of range",
+            id="labels",
+        ),
     ],
 )
 def test_unusable_calibration_data_is_refused(data: Any, message: str, tmp_path: Path) -> None:
