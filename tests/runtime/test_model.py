@@ -5,6 +5,7 @@ import io
 import pickle
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -155,6 +156,7 @@ def test_batch_sizes_that_are_none_are_refused(fast, sizes):
 
 def test_any_iterable_of_sizes_will_do(fast):
     assert fast.warmup(range(1, 3)) is fast
+    assert fast.warmup([np.int64(2), torch.tensor(1)]) is fast
 
 
 def test_threads_share_one_module_while_weights_change(fast):

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import unit_fast as uf
 from tests.networks import SmallResNet, randomised
 from tests.runtime.networks import bounds_of, images
 from unit_fast.bounds import CleanReadings
+from unit_fast.runtime.threshold import measures
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +127,70 @@ def test_readings_of_another_number_of_sites_are_refused(model):
         dataclasses.replace(bounds, readings=CleanReadings(torch.zeros(3, 2), torch.zeros(3, 2)))
 
 
-def test_nan_is_no_low_score(model, fast):
-    fast = uf.sanitize(model, fast.bounds, images(1), backend="eager").fit_threshold([images(40)])
+@pytest.fixture(scope="module")
+def fitted(model):
+    bounds = bounds_of(model, images(2))
+    return uf.sanitize(model, bounds, images(1), backend="eager").fit_threshold([images(40)])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("hidden", [False, True], ids=["kept by ReLU", "lost by ReLU"])
+def test_a_sample_that_holds_no_numbers_raises_the_alarm(fitted, monkeypatch, value, hidden):
     x = images(3)
-    x[1] = torch.nan
-    excess = fast.inspect(x)[1]["excess"]
-    assert excess.isnan().tolist() == [False, True, False]
+    x[1, :, 2] = value
+    if hidden:  # as oneDNN's ReLU, which makes 0 of NaN
+        output, counts, excess = fitted._runner().inspect(images(3))
+        monkeypatch.setattr(fitted, "_inspector", lambda: lambda *_: (output, counts, excess))
+    excess = fitted.inspect(x)[1]["excess"]
+    assert (excess == torch.inf).tolist() == [False, True, False]
+    assert (excess > fitted.threshold(0.1, of="excess"))[1]
+
+
+def test_nan_that_arises_within_raises_the_alarm(fitted):
+    _, counts, excess = fitted._runner().inspect(images(3))
+    excess[1, 0] = torch.nan
+    assert measures(counts, excess, fitted.bounds)["excess"].isinf().tolist() == [False, True, False]
+
+
+class Masked(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return F.relu(x) * mask.softmax(1)
+
+
+def test_infinite_masks_are_usual_where_the_example_has_them():
+    x, mask = images(1)[0, 0], torch.zeros(8, 8)
+    mask[:, 5:] = -torch.inf
+    model = Masked().eval()
+    fast = uf.sanitize(model, bounds_of(model, (x, mask)), (x, mask), backend="eager").fit_threshold(
+        [((x, mask), None)]
+    )
+    assert fast.inspect(x, mask)[1]["excess"].isfinite().all()
+    assert fast.inspect(x * torch.nan, mask)[1]["excess"].isinf().all()
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        pytest.param(
+            lambda x: x, r"loader is a Tensor; expected an iterable of batches.*\[x\] for one batch", id="tensor"
+        ),
+        pytest.param(lambda _: 7, "loader is a int; expected an iterable of batches", id="number"),
+        pytest.param(lambda x: [x, x[0]], r"batch 1: got x \(3, 8, 8\); the model was sanitised for", id="sample"),
+        pytest.param(lambda x: [x[:, :2]], r"batch 0: the model does not run on x \(4, 2, 8, 8\)", id="channels"),
+        pytest.param(lambda x: [x, x / 0], "batch 1, sample 0: .* NaN or infinite", id="infinite"),
+        pytest.param(lambda x: [x * torch.nan], "batch 0, sample 0: .* NaN or infinite", id="nan"),
+        pytest.param(lambda x: [3e38 * x.sign()], r"sample \d: its activations are NaN or infinite", id="overflow"),
+    ],
+)
+def test_what_is_no_clean_sample_is_refused(fitted, loader, message):
+    before = fitted.bounds
+    with pytest.raises(uf.DataError, match=message):
+        fitted.fit_threshold(loader(images(4)))
+    assert fitted.bounds is before
+
+
+def test_readings_that_are_no_numbers_give_no_threshold(model):
+    bounds = bounds_of(model, images(2))
+    bounds = dataclasses.replace(bounds, readings=CleanReadings(torch.zeros(9, 5), torch.full((9, 5), torch.nan)))
+    with pytest.raises(uf.DataError, match="clean readings in these bounds hold NaN"):
+        uf.sanitize(model, bounds, images(1), backend="eager").threshold(0.5, of="excess")

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import math
+import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
@@ -11,17 +13,17 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from unit_fast.bounds import Bounds
-from unit_fast.calibration.loader_batches import read_batch
 from unit_fast.calibration.readings import clean_readings
 from unit_fast.errors import UnitFastError
 from unit_fast.runtime.backends import RUNNERS, Backend, choose
 from unit_fast.runtime.calls import Call
+from unit_fast.runtime.clean_samples import clean_batches
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import as_text
 from unit_fast.runtime.program import Program
 from unit_fast.runtime.runner import Runner
-from unit_fast.runtime.threshold import measures, saturation, threshold
+from unit_fast.runtime.threshold import measures, saturation, threshold, unusable
 from unit_fast.runtime.weights import Weights
 
 
@@ -52,6 +54,7 @@ class SanitizedModel(nn.Module):
         self._wanted = backend
         self._dtype = dtype
         self._example = example if dtype is None else example.map_tensors(self._cast)
+        self._infinities = any(bool(tensor.isinf().any()) for tensor in example.tensors())  # as masks have
         self._lock = threading.Lock()
         self._built: tuple[Weights, Runner] | None = None
         self._fixed = False
@@ -82,7 +85,8 @@ class SanitizedModel(nn.Module):
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """The output and, per sample, the share of neurons above their bound: (N,) float32 in [0, 1].
 
-        Called as the model is. The share is counted in the same pass. :meth:`inspect` tells triggers better.
+        Called as the model is. The share is counted in the same pass; NaN lies above nothing, so a sample of NaN has a
+        share of 0. :meth:`inspect` tells triggers better, and NaN.
         """
         output, counts = self._runner().monitor(*self._cast_all(args), **self._cast_all(kwargs))
         return output, saturation(counts, self.bounds)
@@ -92,11 +96,13 @@ class SanitizedModel(nn.Module):
 
         "saturation" is that of :meth:`monitor`. "excess" is how far the worst activation lies above its bound, in units
         of what is usual for clean samples at its site: a trigger drives few neurons, but far (docs/runtime.md has the
-        figures). It needs bounds with clean readings; without them it is missing. Runs by torch.compile where that is
-        possible, whatever the backend, else eagerly.
+        figures). It is infinite for a sample with NaN in its input or activations, and for one with infinite inputs
+        unless those of the example are too. It needs bounds with clean readings; without them it is missing. Runs by
+        torch.compile where that is possible, whatever the backend, else eagerly.
         """
         output, counts, excess = self._inspector()(*self._cast_all(args), **self._cast_all(kwargs))
-        return output, measures(counts, excess, self.bounds)
+        bad = unusable(pytree.tree_leaves((args, kwargs)), self._infinities, len(excess), excess.device)
+        return output, measures(counts, excess.masked_fill(bad[:, None], math.inf), self.bounds)
 
     def threshold(self, fpr: float = 0.01, of: str = "saturation") -> float:
         """The value of a measure that a clean sample exceeds with probability ``fpr`` at most.
@@ -120,13 +126,11 @@ class SanitizedModel(nn.Module):
             loader: batches ``(x, y)`` or ``x`` of clean samples, preferably none that bounds were fitted on.
 
         Raises:
-            DataError: the loader gives nothing usable.
+            DataError: the loader gives nothing usable: no batches, NaN or infinite values, or shapes that the model
+                does not take.
         """
-        device = self._device()
-        batches = (read_batch(item, number)[0] for number, item in enumerate(loader))
-        moved = (pytree.tree_map_only(Tensor, lambda leaf: self._cast(leaf.to(device)), x) for x in batches)
-        readings = clean_readings(self.graph_module, moved)
-        self.bounds = dataclasses.replace(self.bounds, readings=readings)
+        batches = clean_batches(loader, self._example, self._infinities, self._device(), self._cast)
+        self.bounds = dataclasses.replace(self.bounds, readings=clean_readings(self.graph_module, batches))
         return self
 
     def explain(self) -> str:
@@ -236,7 +240,11 @@ def _checked_sizes(batch_sizes: Any) -> list[int]:
     if not isinstance(batch_sizes, Iterable) or isinstance(batch_sizes, str | bytes):
         raise UnitFastError(f"warmup was given {batch_sizes!r}; {advice}")
     sizes = list(batch_sizes)
-    for size in sizes:
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    for position, size in enumerate(sizes):
+        try:
+            sizes[position] = 0 if isinstance(size, bool) else operator.index(size)
+        except TypeError:
+            sizes[position] = 0
+        if sizes[position] < 1:
             raise UnitFastError(f"batch size {size!r} cannot be warmed up; {advice}")
     return sizes

@@ -1,7 +1,8 @@
 """When is a sample suspicious? Thresholds from what the clamps take away from clean samples."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ def saturation(counts: Tensor, bounds: Bounds) -> Tensor:
 def relative_excess(excess: Tensor, bounds: Bounds) -> Tensor:
     """How far above its bound the worst activation lies, (N,) float32, from excess (N, sites).
 
-    In units of what is usual at its site: the mean excess of clean samples. 0 where nothing is clamped, NaN for NaN.
+    In units of what is usual at its site: the mean excess of clean samples. 0 where nothing is clamped; NaN counts as
+    infinite, so that it raises an alarm.
 
     Raises:
         DataError: the bounds hold no clean readings.
@@ -30,7 +32,7 @@ def relative_excess(excess: Tensor, bounds: Bounds) -> Tensor:
     # A site that clean samples never saturate makes any excess suspicious, but not infinitely so.
     least = torch.stack([tensor[tensor.isfinite()].abs().mean() for tensor in bounds.tensors.values()]).nan_to_num(1.0)
     scale = torch.maximum(usual, (1e-3 * least).clamp_min(1e-12)).to(excess.device)
-    return (excess / scale).amax(1)
+    return (excess / scale).amax(1).nan_to_num(math.inf, math.inf)
 
 
 def threshold(bounds: Bounds, fpr: float, of: str) -> float:
@@ -41,7 +43,7 @@ def threshold(bounds: Bounds, fpr: float, of: str) -> float:
 
     Raises:
         UnitFastError: ``of`` is no measure, or ``fpr`` outside (0, 1).
-        DataError: the bounds hold no clean readings, or too few for ``fpr``.
+        DataError: the bounds hold no clean readings, too few for ``fpr``, or some that are no numbers.
     """
     if of not in MEASURES:
         raise UnitFastError(f"of={of!r}; expected one of {', '.join(MEASURES)}")
@@ -55,7 +57,13 @@ def threshold(bounds: Bounds, fpr: float, of: str) -> float:
             f"fpr={fpr} needs at least {math.ceil(1 / fpr) - 1:,} clean samples and the bounds hold the readings of "
             f"{len(clean):,}; learn from more with fit_threshold(loader), or allow more false alarms"
         )
-    return float(clean.sort().values[rank - 1])
+    found = float(clean.sort().values[rank - 1])
+    if not math.isfinite(found):
+        raise DataError(
+            "the clean readings in these bounds hold NaN or infinite values, and no sample exceeds a threshold of "
+            f"{found}: learn what is usual anew with fit_threshold(loader) on clean samples"
+        )
+    return found
 
 
 def require_readings(bounds: Bounds) -> CleanReadings:
@@ -77,4 +85,17 @@ def measures(counts: Tensor, excess: Tensor, bounds: Bounds) -> Mapping[str, Ten
     found = {"saturation": saturation(counts, bounds)}
     if bounds.readings is not None:
         found["excess"] = relative_excess(excess, bounds)
+    return found
+
+
+def unusable(inputs: Iterable[Any], infinities: bool, samples: int, device: torch.device) -> Tensor:
+    """Which of the samples, (N,) bool, hold NaN in an input, or infinity unless ``infinities`` are usual there.
+
+    Activations do not tell: oneDNN's ReLU makes 0 of NaN.
+    """
+    found = torch.zeros(samples, dtype=torch.bool, device=device)
+    for leaf in inputs:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and len(leaf) == samples:
+            bad = leaf.isnan() if infinities else ~leaf.isfinite()
+            found |= bad.reshape(samples, -1).any(1).to(device)
     return found
