@@ -1,5 +1,6 @@
 """``unit-fast demo``: a backdoor made, measured, removed, and the cleaned model shipped, in one go."""
 
+import dataclasses
 import shutil
 import sys
 import time
@@ -173,7 +174,8 @@ def _save_report(
 
 
 def _require_same(torch_report: "Report", onnx_report: "Report") -> None:
-    if torch_report != onnx_report:
+    # A file takes no measures of its samples, so it cannot tell triggered ones from clean ones.
+    if dataclasses.replace(torch_report, detection=()) != onnx_report:
         raise ParityError(
             f"the ONNX file behaves differently from torch on the test set: {_in_words(onnx_report)} against "
             f"{_in_words(torch_report)}; please report it"
