@@ -193,6 +193,22 @@ def test_what_has_no_plain_graph_is_named(model, message):
         capture(model, images(2))
 
 
+class Weighted(nn.Module):
+    """Its second input has a row for every channel."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return F.relu(x * weights.view(1, 3, 1, 1))
+
+
+def test_an_input_that_has_as_many_rows_as_samples_by_chance_is_named():
+    weights = torch.rand(3)
+    with pytest.raises(uf.CaptureError, match=r"no batch, pass an example of another batch size, such as 4"):
+        capture(Weighted(), (images(3), weights))
+
+    captured = capture(Weighted(), (images(4), weights))
+    torch.testing.assert_close(captured(images(3), weights), Weighted()(images(3), weights))
+
+
 @pytest.mark.parametrize(
     ("example", "message"),
     [

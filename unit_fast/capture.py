@@ -153,7 +153,8 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             )
         except Exception as error:
             if "Constraints violated" in str(error):
-                raise _fixed_batch_error("example_input", size) from error
+                batched = sum(bool(leaf) for leaf in map(dynamic, pytree.tree_leaves((args, kwargs))))
+                raise _fixed_batch_error("example_input", size, several=batched > 1) from error
             raise CaptureError(
                 f"the model has no plain graph: {_place(model, error)}{_first_line(error)}; "
                 "rewrite that operation so that it depends on shapes only, or pass a torch.export program"
@@ -179,10 +180,15 @@ def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
             return
 
 
-def _fixed_batch_error(name: str, size: int) -> CaptureError:
+def _fixed_batch_error(name: str, size: int, *, several: bool = False) -> CaptureError:
+    # A single sample is doubled for the capture, so that an input of two rows looks like a batch too.
+    by_chance = (
+        f"; or, if an input only happens to have {size} rows and is no batch, pass an example of another batch size, "
+        f"such as {size + 1}"
+    )
     return CaptureError(
         f"the model fixes the batch size of {name} to {size}, perhaps by a reshape that names it; let it follow the "
-        "input (x.shape[0] or flatten(1)) so that any batch can be served"
+        f"input (x.shape[0] or flatten(1)) so that any batch can be served{by_chance if several else ''}"
     )
 
 
