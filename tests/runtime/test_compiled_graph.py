@@ -45,7 +45,7 @@ def test_an_input_on_another_device_is_refused_before_it_reaches_what_was_compil
 class WithConstants(OneConv):
     def forward(self, x: Tensor) -> tuple[None, Tensor, int, dict]:
         y = super().forward(x)
-        return None, y, 7, {"again": y, "nothing": None}
+        return None, y, 7, {"again": y, "nothing": None, "samples": y.shape[0]}
 
 
 def test_none_and_numbers_come_back_as_the_model_returns_them(compilations):
@@ -53,7 +53,7 @@ def test_none_and_numbers_come_back_as_the_model_returns_them(compilations):
     expected = uf.sanitize(WithConstants().eval(), fast.bounds, images(2), backend="eager")(images(3))
     for result in (fast(images(3)), fast.monitor(images(3))[0], fast.inspect(images(3))[0]):
         nothing, y, seven, more = result
-        assert (nothing, seven, more["nothing"]) == (None, 7, None)
+        assert (nothing, seven, more["nothing"], more["samples"]) == (None, 7, None, 3)
         assert torch.equal(y, expected[1])
         assert torch.equal(more["again"], y)
     assert len(compilations) == 3

@@ -142,7 +142,7 @@ class CompiledGraph:
         function = self._known.get(key)
         with torch.no_grad():
             outputs = self._first_call(key, inputs) if function is None else function(*inputs)
-        return self._flat.unflatten(outputs)
+        return self._flat.unflatten(outputs, inputs)
 
     @property
     def compiled_for(self) -> str:

@@ -17,9 +17,10 @@ class FlatGraph:
     """A captured graph, called with and returning flat sequences of tensors.
 
     Attributes:
-        module: the graph; its placeholders are tensors only, its output is a tuple of what it computes: numbers and
-            None that the model returns as they are come in by ``unflatten``.
+        module: the graph; its placeholders are tensors only, and its output is a tuple of tensors: numbers and None
+            that the model returns come in by ``unflatten``.
         batched_inputs: which of its inputs have the batch as their first dimension.
+        tensor_outputs: of what the graph was to compute for its output, which are tensors and not sizes.
     """
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
@@ -37,8 +38,15 @@ class FlatGraph:
         ]
         output = next(node for node in self.module.graph.nodes if node.op == "output")
         self._leaves = list(pytree.tree_leaves(output.args[0]))
-        output.args = (tuple(leaf for leaf in self._leaves if isinstance(leaf, fx.Node)),)
+        computed = [leaf for leaf in self._leaves if isinstance(leaf, fx.Node)]
+        self.tensor_outputs = [not _is_size(node) for node in computed]
         self.module.graph.set_codegen(fx.graph.CodeGen())
+        self._sizes = None
+        if not all(self.tensor_outputs):
+            output.args = (tuple(node for node in computed if _is_size(node)),)
+            self._sizes = copy_graph(self.module)
+            tidy(self._sizes)
+        output.args = (tuple(node for node in computed if not _is_size(node)),)
         tidy(self.module)
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -49,10 +57,13 @@ class FlatGraph:
         """The same, each contiguous."""
         return [tensor.contiguous() for tensor in self.tensors(args, kwargs)]
 
-    def unflatten(self, outputs: Any) -> Any:
-        """What the model returns, from what the graph returns."""
-        computed = iter(outputs)
-        leaves = [next(computed) if isinstance(leaf, fx.Node) else leaf for leaf in self._leaves]
+    def unflatten(self, outputs: Any, inputs: Sequence[Tensor]) -> Any:
+        """What the model returns, from what the graph returns on ``inputs``."""
+        tensors, sizes = iter(outputs), iter(() if self._sizes is None else self._sizes(*inputs))
+        kinds = iter(self.tensor_outputs)
+        leaves = [
+            next(tensors if next(kinds) else sizes) if isinstance(leaf, fx.Node) else leaf for leaf in self._leaves
+        ]
         return pytree.tree_unflatten(leaves, self._output_spec)
 
 
@@ -67,6 +78,11 @@ def require_devices(inputs: Sequence[Tensor], devices: Sequence[torch.device]) -
 
 def _is_tensor(placeholder: fx.Node) -> bool:
     return isinstance(placeholder.meta.get("val"), Tensor)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether the graph computes a number there, such as the batch size, and no tensor."""
+    return isinstance(node.meta.get("val"), int | float | torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
 def _flattener(placeholders: list[fx.Node], codegen: Any) -> fx.GraphModule:

@@ -117,7 +117,7 @@ class _Way:
         size = self._size(tensors)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _device_guard(self._device):
             outputs = (self._graphs or self.graph)(tensors)
-            result = self.graph.flat.unflatten(outputs[:-1] if self._counting else outputs)
+            result = self.graph.flat.unflatten(outputs[:-1] if self._counting else outputs, tensors)
             if self._counting:
                 result = result, outputs[-1]
             if size not in self._verified and not _capturing(self._device):

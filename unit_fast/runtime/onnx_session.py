@@ -124,15 +124,15 @@ class SessionGraph:
         inputs = self._flat.flatten(args, kwargs)
         key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
         if key in self._known:
-            return self._flat.unflatten(self._run(inputs))
+            return self._flat.unflatten(self._run(inputs), inputs)
         require_devices(inputs, self._devices)
         with torch.no_grad():
             expected = self._flat.module(*inputs)  # inputs that do not fit fail here, in the model's own words
         if any(tensor.numel() == 0 for tensor in inputs):
-            return self._flat.unflatten(expected)
+            return self._flat.unflatten(expected, inputs)
         outputs = self._run(inputs)
         if not judgeable(expected):
-            return self._flat.unflatten(outputs)
+            return self._flat.unflatten(outputs, inputs)
         found = difference(outputs, expected) if self._exact else None
         if found is not None:
             raise ParityError(
@@ -141,8 +141,9 @@ class SessionGraph:
                 "use another backend, and report it with the versions that unit-fast env shows"
             )
         self._known.add(key)
-        return self._flat.unflatten(outputs)
+        return self._flat.unflatten(outputs, inputs)
 
     def _run(self, inputs: list[Tensor]) -> list[Any]:
         arrays = (tensor.detach().numpy() for tensor in inputs)
-        return list(self._session.run(dict(zip(self._session.input_names, arrays, strict=True))).values())
+        values = self._session.run(dict(zip(self._session.input_names, arrays, strict=True))).values()
+        return [value for value, kept in zip(values, self._flat.tensor_outputs, strict=True) if kept]
