@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from unit_fast.bounds import Bounds, Granularity, bound_shape
 from unit_fast.capture import Example, call_arguments, capture
@@ -145,7 +145,11 @@ def bounds_for(
     model: nn.Module | torch.export.ExportedProgram, example: Example, granularity: Granularity, fraction: float = 0.7
 ) -> Bounds:
     """Bounds at a fraction of the largest activation on the example, so that they bind."""
-    captured = capture(model, example)
+    return bounds_of(capture(model, example), example, granularity, fraction)
+
+
+def bounds_of(captured: fx.GraphModule, example: Example, granularity: Granularity, fraction: float = 0.7) -> Bounds:
+    """As :func:`bounds_for`, of a graph that is captured already."""
     sites = find_sites(captured)
     args, kwargs = call_arguments(example)
     with torch.no_grad():

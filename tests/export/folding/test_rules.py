@@ -3,13 +3,15 @@
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from tests.export.models import bounds_for, made_bounds, make
+from tests.export.models import bounds_of, make
+from unit_fast.bounds import Granularity
 from unit_fast.capture import capture
 from unit_fast.errors import ParityError
 from unit_fast.export import ExportError
@@ -41,16 +43,35 @@ def flat(model: nn.Module, x: Tensor, bounds: dict[str, Tensor]) -> FlatGraph:
     return flatten_graph(insert_bounds(capture(model, x), bounds), x)
 
 
+@cache
+def captured_net(middle: Callable[[Net, Tensor], Tensor]) -> tuple[fx.GraphModule, Tensor]:
+    """``Net`` in float64, captured once for all tests, and its input."""
+    torch.manual_seed(0)
+    model, x = Net(middle).double().eval(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    return capture(model, x), x
+
+
+def flat_model(name: str, granularity: Granularity) -> FlatGraph:
+    """A network of :mod:`tests.export.models`, captured once for all tests, with bounds that bind."""
+    captured, images = captured_model(name)
+    return flatten_graph(insert_bounds(captured, dict(bounds_of(captured, images, granularity).items())), images)
+
+
+@cache
+def captured_model(name: str) -> tuple[fx.GraphModule, Tensor]:
+    model, images = make(name)
+    return capture(model, images), images
+
+
 def folded(
     middle: Callable[[Net, Tensor], Tensor], settings: Folding | None = None, bound: Tensor | None = None
 ) -> tuple[FoldResult, int]:
     """The result for channel bounds, checked against the graph, and how many multiplications were inserted."""
-    torch.manual_seed(0)
-    model, x = Net(middle).double().eval(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
-    bounds = dict(bounds_for(model, x, "channel").items())
+    captured, x = captured_net(middle)
+    bounds = dict(bounds_of(captured, x, "channel").items())
     if bound is not None:
         bounds[next(iter(bounds))] = bound.double().reshape(-1, 1, 1)
-    graph = flat(model, x, bounds)
+    graph = flatten_graph(insert_bounds(captured, bounds), x)
     result = fold(graph, settings)
     outputs, _, activations = evaluate_sites(graph, (x * 3,))
     found, _, scaled = evaluate_sites(result.graph, (x * 3,))
@@ -161,7 +182,9 @@ class SharedWeights(Net):
 def test_a_layer_that_others_depend_on_is_left_alone(net: type[Net], reason: str) -> None:
     torch.manual_seed(0)
     model, x = net(lambda _, y: y).eval(), torch.randn(2, 3, 6, 6)
-    result = fold(flat(model, x, dict(bounds_for(model, x, "channel").items())))
+    captured = capture(model, x)
+    bounds = dict(bounds_of(captured, x, "channel").items())
+    result = fold(flatten_graph(insert_bounds(captured, bounds), x))
 
     assert not any(outcome.folded for outcome in result.sites.values())
     assert reason in next(iter(result.sites.values())).reason
@@ -220,8 +243,7 @@ def test_relu6_folds_by_the_smaller_of_its_limit_and_the_bound() -> None:
 
 
 def test_neuron_bounds_fold_into_linear_layers_only() -> None:
-    model, images = make("vgg")
-    result = fold(flat(model, images, dict(made_bounds("vgg", "neuron").items())))
+    result = fold(flat_model("vgg", "neuron"))
 
     assert {site: outcome.folded for site, outcome in result.sites.items()} == {
         "features.2": False,
@@ -232,8 +254,7 @@ def test_neuron_bounds_fold_into_linear_layers_only() -> None:
 
 
 def test_only_the_sites_asked_for_are_folded_and_the_graph_stays() -> None:
-    model, images = make("resnet")
-    graph = flat(model, images, dict(made_bounds("resnet", "tensor").items()))
+    graph = flat_model("resnet", "tensor")
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
 
     result = fold(graph, only=["relu"])
@@ -245,8 +266,7 @@ def test_only_the_sites_asked_for_are_folded_and_the_graph_stays() -> None:
 
 
 def test_for_onnxruntime_tensor_bounds_are_folded_behind_sums_only() -> None:
-    model, images = make("resnet")
-    graph = flat(model, images, dict(made_bounds("resnet", "tensor").items()))
+    graph = flat_model("resnet", "tensor")
 
     result = wanted.fold_for(graph, choose("auto", "onnxruntime", "tensor"))
 
@@ -254,8 +274,7 @@ def test_for_onnxruntime_tensor_bounds_are_folded_behind_sums_only() -> None:
 
 
 def test_a_folding_that_changes_the_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = make("small")
-    graph = flat(model, images, dict(made_bounds("small", "channel").items()))
+    graph = flat_model("small", "channel")
     choice = choose("folded", "generic", "channel")
     prove_folding(graph, choice)
 
@@ -279,7 +298,8 @@ def test_weights_that_would_overflow_keep_their_site() -> None:
         model[0].weight.mul_(1e20)
     x = torch.randn(2, 3, 8, 8)
 
-    result = fold(flat(model, x, {"1": torch.full((4, 1, 1), 1e-25)}))
+    graph = flat(model, x, {"1": torch.full((4, 1, 1), 1e-25)})
+    result = fold(graph)
 
     assert result.sites["1"].reason == "its weights would overflow"
-    assert torch.equal(result.graph.module(x)[0], flat(model, x, {"1": torch.full((4, 1, 1), 1e-25)}).module(x)[0])
+    assert torch.equal(result.graph.module(x)[0], graph.module(x)[0])
