@@ -1,6 +1,5 @@
 """Running a search: progress, Ctrl-C between steps, checkpoint and resume, and the end without a result."""
 
-import os
 import signal
 import threading
 
@@ -31,7 +30,7 @@ def interrupt_at(step: int):
 
     def press(report) -> None:
         if report.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # in this thread: not in one of a library's
 
     return press
 

@@ -42,7 +42,7 @@ def test_more_work_takes_longer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.INT32], ids=["float16", "int32"])
 def test_inputs_of_other_types(tmp_path: Path, dtype: int) -> None:
     file = write(tmp_path / "m.onnx", 1, dtype)
-    assert [found.batch for found in compare_speed(file, file, seconds=0.01)] == [1, 16]
+    assert [found.batch for found in compare_speed(file, file, seconds=0.5)] == [1, 16]
 
 
 def test_dimensions_that_nobody_knows(tmp_path: Path) -> None:
