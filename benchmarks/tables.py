@@ -20,6 +20,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "calibration.md",
     ROOT / "docs" / "export.md",
+    ROOT / "docs" / "performance.md",
     ROOT / "docs" / "runtime.md",
 )
 NETWORKS = {
