@@ -1,6 +1,8 @@
 """An ONNX file in OpenVINO on the CPU: for the comparison with torch, and to see what it fuses."""
 
+import functools
 import importlib
+import threading
 from os import PathLike
 from typing import Any
 
@@ -25,6 +27,20 @@ def load_openvino() -> Any:
         ) from error
 
 
+_one_core = threading.Lock()
+
+
+@functools.cache
+def _core() -> Any:
+    """The one Core of this process, never let go of.
+
+    The CPU plugin of each Core (2026.4) gives the thread that first uses it a stack for signal handlers, and takes it
+    away with the Core without looking whether it is still in use: after two Cores that end in the order they began, or
+    one that ends in another thread, the next signal (Ctrl-C) is a segmentation fault.
+    """
+    return load_openvino().Core()
+
+
 class OpenVinoModel:
     """Runs an ONNX file in OpenVINO, in float32 arithmetic on one thread.
 
@@ -40,14 +56,15 @@ class OpenVinoModel:
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        openvino = load_openvino()
+        with _one_core:
+            core = _core()
         # Processors with bfloat16 arithmetic would be given that by default.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
         try:
-            model = openvino.Core().read_model(str(path))
+            model = core.read_model(str(path))
             self.input_names: tuple[str, ...] = tuple(value.any_name for value in model.inputs)
             self._names = [tuple(sorted(value.names)) for value in model.outputs]
-            self._compiled = openvino.compile_model(model, "CPU", settings)
+            self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise DataError(f"OpenVINO cannot load {path}: {_first_line(error)}") from error
 

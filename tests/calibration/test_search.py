@@ -26,11 +26,11 @@ def calibrate(method, **options):
 
 
 def interrupt_at(step: int):
-    """A progress callback that is interrupted at a step; tests/cli/test_calibrate.py sends a real signal."""
+    """A progress callback that presses Ctrl-C while a step runs."""
 
     def press(report) -> None:
         if report.step == step:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     return press
 
@@ -110,6 +110,12 @@ def test_a_search_without_a_passing_step_says_so():
     method = uf.Unit(recipe="paper", steps=2, learning_rate=100.0, tolerance=0.01)
     with pytest.raises(uf.ToleranceError, match=r"none of 2 steps .* within the tolerance 0.01"):
         calibrate(method)
+
+
+def test_a_handler_that_python_cannot_put_back_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("the handler was replaced"))
+    assert calibrate(uf.Unit(steps=2)).metadata["steps"] == 2
 
 
 def test_runs_in_a_thread():

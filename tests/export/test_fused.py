@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.export.models import bounds_for, made_bounds, make
-from unit_fast.errors import DataError, ParityError
+from unit_fast.errors import ParityError
 from unit_fast.export import FusionWarning, export_onnx, fused, pipeline
 from unit_fast.export.forms import Clamp
 from unit_fast.export.fused import warn_of_unfused
@@ -94,26 +94,12 @@ def test_openvino_runs_the_file_and_is_held_to_it(tmp_path: Path, monkeypatch: p
 
 
 @needs_openvino
-def test_openvino_says_what_it_cannot_load_or_run(tmp_path: Path) -> None:
-    (tmp_path / "bad.onnx").write_bytes(b"no model")
-    with pytest.raises(DataError, match="OpenVINO cannot load"):
-        OpenVinoModel(tmp_path / "bad.onnx")
-    model = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["": 20]> g (float[n, 3] x) => (float[n, 3] y) { y = Relu(x) }'
-    )
-    onnx.save(model, tmp_path / "good.onnx")
-    with pytest.raises(DataError, match="OpenVINO failed on inputs of shapes"):
-        OpenVinoModel(tmp_path / "good.onnx").run({"x": np.zeros((2, 5), np.float32)})
-
-
-@needs_openvino
-def test_a_hard_sigmoid_with_a_beta_of_zero_is_not_what_openvino_computes() -> None:
+def test_a_hard_sigmoid_with_a_beta_of_zero_is_not_what_openvino_computes(tmp_path: Path) -> None:
     """Why ``BETA`` is not 0. Once this fails, OpenVINO is mended, and BETA may become 0."""
-    import openvino
-
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]> g (float[n, 2] x) => (float[n, 2] y)
            { y = HardSigmoid<alpha = 1.0, beta = 0.0>(x) }"""
     )
-    compiled = openvino.compile_model(openvino.Core().read_model(model=model.SerializeToString()), "CPU")
-    assert compiled([np.asarray([[0.25, 0.0]], np.float32)])[0].tolist() == [[0.75, 0.5]]
+    onnx.save(model, tmp_path / "m.onnx")
+    found = OpenVinoModel(tmp_path / "m.onnx").run({"x": np.asarray([[0.25, 0.0]], np.float32)})
+    assert found["y"].tolist() == [[0.75, 0.5]]

@@ -196,8 +196,8 @@ def _resume(path: Path, identity: str, search: Search, device: torch.device) -> 
 @contextmanager
 def _interrupts_between_steps() -> Iterator[Callable[[], None]]:
     """Hold Ctrl-C back until the yielded function is called, so that no step is left half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield lambda: None  # no thread for signals; or a handler that is not Python's, which could not be put back
         return
     pending: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, _: pending.append(number))

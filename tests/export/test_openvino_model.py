@@ -1,0 +1,64 @@
+"""Files in OpenVINO on the CPU, and what is left of it in the process afterwards."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+from unit_fast.errors import DataError
+from unit_fast.export.openvino_model import OpenVinoModel
+
+
+@pytest.fixture
+def relu(tmp_path: Path) -> Path:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> g (float[n, 3] x) => (float[n, 3] y) { y = Relu(x) }'
+    )
+    onnx.save(model, tmp_path / "relu.onnx")
+    return tmp_path / "relu.onnx"
+
+
+def test_outputs_come_by_name(relu: Path) -> None:
+    model = OpenVinoModel(relu)
+    assert model.input_names == ("x",)
+    outputs = model.run({"x": np.array([[-1.0, 0.0, 2.0]], np.float32)})
+    assert {name: value.tolist() for name, value in outputs.items()} == {"y": [[0.0, 0.0, 2.0]]}
+
+
+def test_says_what_it_cannot_load_or_run(relu: Path) -> None:
+    (relu.parent / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(DataError, match="OpenVINO cannot load"):
+        OpenVinoModel(relu.parent / "bad.onnx")
+    with pytest.raises(DataError, match="OpenVINO failed on inputs of shapes"):
+        OpenVinoModel(relu).run({"x": np.zeros((2, 5), np.float32)})
+
+
+CTRL_C_AFTER = """
+import signal, sys, threading
+from unit_fast.export.openvino_model import OpenVinoModel
+
+models = [OpenVinoModel(sys.argv[1]), OpenVinoModel(sys.argv[1])]
+{letting_go}
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize(
+    "letting_go",
+    [
+        pytest.param("del models[0]; del models[0]", id="in-the-order-they-came"),
+        pytest.param("t = threading.Thread(target=models.clear); t.start(); t.join()", id="in-another-thread"),
+    ],
+)
+def test_ctrl_c_after_it_is_an_interrupt_and_no_crash(relu: Path, letting_go: str) -> None:
+    command = [sys.executable, "-c", CTRL_C_AFTER.format(letting_go=letting_go), relu]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "KeyboardInterrupt" in process.stderr
+    assert process.returncode == -signal.SIGINT, process.stderr
