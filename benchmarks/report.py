@@ -6,6 +6,7 @@ python -m benchmarks.report --compare OLD.json NEW.json # what changed by more t
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from benchmarks import plots, tables
@@ -13,7 +14,7 @@ from benchmarks.compare import changes
 
 
 def main() -> None:
-    """Make the documents, or compare two runs; status 1 when something became slower beyond its spread."""
+    """Make the documents, or compare two runs; status 1 when a figure is gone, or slower or worse beyond its spread."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
     options = parser.parse_args()
@@ -27,10 +28,10 @@ def main() -> None:
         parser.error(str(error))
     for change in found:
         sys.stdout.write(f"{change}\n")
-    slower = [change for change in found if change.beyond_spread and change.ratio > 1]
-    faster = [change for change in found if change.beyond_spread and change.ratio < 1]
-    sys.stdout.write(f"{len(found)} rows: {len(slower)} slower and {len(faster)} faster beyond their spread\n")
-    sys.exit(bool(slower))
+    verdicts = Counter(change.verdict for change in found if change.beyond_spread)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())) or "none changed"
+    sys.stdout.write(f"{len(found)} figures, beyond their spread: {counted}\n")
+    sys.exit(any(verdicts[bad] for bad in ("slower", "worse", "gone")))
 
 
 if __name__ == "__main__":
