@@ -123,10 +123,12 @@ def test_plot(here: Path, unit_fast) -> None:
     ("plot", "says"),
     [
         pytest.param("p.xyz", r"a picture cannot end in '\.xyz'; expected one of .*png", id="no-picture"),
-        pytest.param("b.png", "is the file that the bounds go to", id="same-as-output"),
-        pytest.param("./sub/../b.png", "is the file that the bounds go to", id="same-by-another-path"),
-        pytest.param("link.png", "is the file that the bounds go to", id="link-to-output"),
-        pytest.param("b.png.checkpoint", "is the file that the bounds go to", id="checkpoint-of-output"),
+        pytest.param("b.png", "is the file that --output goes to", id="same-as-output"),
+        pytest.param("./sub/../b.png", "is the file that --output goes to", id="same-by-another-path"),
+        pytest.param("link.png", "is the file that --output goes to", id="link-to-output"),
+        pytest.param(
+            "b.png.checkpoint", "is the file that the checkpoint of --output goes to", id="checkpoint-of-output"
+        ),
     ],
 )
 def test_a_plot_that_cannot_be_written_is_refused_before_the_work(here: Path, unit_fast, plot: str, says: str) -> None:
@@ -141,6 +143,19 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_work(here: Path, un
     assert re.search(says, " ".join(str(result.exception or "").split()) + " ".join(result.stderr.split()))
     assert "calibrating" not in result.stderr
     assert not (here / "b.png").exists()
+
+
+def test_a_checkpoint_does_not_replace_what_is_read(here: Path, unit_fast) -> None:
+    (here / "b.safetensors.checkpoint").write_bytes(b"weights")
+
+    result = unit_fast(
+        "calibrate", "-m", "nets:net", "--weights", "b.safetensors.checkpoint", "--data", "clean.npz",
+        "-o", "b.safetensors",
+    )  # fmt: skip
+
+    assert result.exit_code == 2
+    assert "the checkpoint of --output, b.safetensors.checkpoint is what --weights names" in result.stderr
+    assert (here / "b.safetensors.checkpoint").read_bytes() == b"weights"
 
 
 def first_becomes(label: int, y: np.ndarray) -> np.ndarray:

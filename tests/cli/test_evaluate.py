@@ -111,6 +111,8 @@ def test_half_precision_stays_close(bounds: Path, unit_fast) -> None:
         pytest.param(["--device", "tpu"], "expected auto, cpu, cuda or cuda:N", id="unknown-device"),
         pytest.param(["--mean", "0.5,0.5"], "--mean has 2 numbers for images of 1", id="mean-of-other-channels"),
         pytest.param(["--html", "absent/r.html"], "--html absent/r.html: there is no folder", id="unwritable-page"),
+        pytest.param(["-o", "r", "--html", "./r"], "--html r is the file that --output goes to", id="one-for-both"),
+        pytest.param(["--trigger", "blend:nets.py,ratio=0.2", "-o", "nets.py"], "--trigger names", id="is-trigger"),
     ],
 )
 @pytest.mark.usefixtures("here")

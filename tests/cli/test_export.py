@@ -100,7 +100,7 @@ def test_forms_and_targets(
         pytest.param(["--graph", "absent/g.svg"], "--graph absent/g.svg: there is no folder absent", id="graph-folder"),
         pytest.param(["-o", "b.safetensors"], "is what --bounds names and would be replaced", id="output-is-bounds"),
         pytest.param(["--graph", "weights.pth"], "is what --weights names", id="graph-is-weights"),
-        pytest.param(["-o", "m.svg", "--graph", "m.svg"], "is the file that the model goes to", id="graph-is-output"),
+        pytest.param(["-o", "m.svg", "--graph", "m.svg"], "is the file that --output goes to", id="graph-is-output"),
         pytest.param(["--max-batch-size", "8"], "--max-batch-size is for --layout triton", id="server-option"),
         pytest.param(["--new-version"], "--new-version is for --layout triton", id="version-of-a-file"),
         pytest.param(["--layout", "zip"], "zip", id="layout"),

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from unit_fast.cli.outputs import check_writable, make_folder
+from unit_fast.cli.outputs import check_distinct, check_writable, make_folder
 from unit_fast.files import OutputError
 
 not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
@@ -98,3 +98,31 @@ def test_what_is_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OutputError, match=f"--html {named} is what --model names and would be replaced"):
         check_writable(Path(named), "--html", {"--data": None, "--model": "model.pt2"})
     check_writable(Path("other"), inputs={"--model": "timm:resnet18", "--data": tmp_path, "--weights": Path("absent")})
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["nets.deep:net", "blend:nets/deep.py,ratio=0.2", "warp:noise=nets/deep.py", "patch:nets/deep.py"],
+    ids=["module", "first", "by-key", "alone"],
+)
+def test_files_named_inside_an_option_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets").mkdir()
+    Path("nets/deep.py").write_text("kept")
+
+    with pytest.raises(OutputError, match=r"--output nets/deep.py is what --it names"):
+        check_writable(Path("nets/deep.py"), inputs={"--it": source})
+    check_writable(Path("nets/shallow.py"), inputs={"--it": source})
+
+
+@pytest.mark.parametrize("other", ["a", "sub/../a", "link"], ids=["itself", "way-round", "link"])
+def test_two_results_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("link").symlink_to("a")
+
+    with pytest.raises(OutputError, match=f"--html {other} is the file that --output goes to; name another"):
+        check_distinct({"--output": Path("a"), "--plot": None, "--html": Path(other)})
+    check_distinct({"--output": Path("a"), "--plot": None, "--html": Path("b"), "--graph": None})

@@ -1,6 +1,5 @@
 """``unit-fast calibrate``: bounds from a little clean data."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unit_fast.cli import options
-from unit_fast.cli.outputs import check_writable
+from unit_fast.cli.outputs import check_distinct, check_writable
 from unit_fast.cli.terminal import Terminal
 from unit_fast.errors import BackendUnavailableError, DataError
 
@@ -71,6 +70,7 @@ def calibrate(
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     inputs = {"--model": model, "--weights": weights, "--data": data}
     check_writable(output, inputs=inputs)
+    check_writable(_checkpoint_path(output), "the checkpoint of --output,", inputs)
     if plot is not None:
         _check_plot(plot, output, inputs)
     checkpoint = _checkpoint(output, resume, terminal)
@@ -154,8 +154,7 @@ def parse_method(text: str, tolerance: float | None = None) -> "Method":
 
 def _check_plot(plot: Path, output: Path, inputs: Mapping[str, Path | str | None]) -> None:
     check_writable(plot, "--plot", inputs)
-    if os.path.realpath(plot) in (os.path.realpath(output), os.path.realpath(_checkpoint_path(output))):
-        raise DataError(f"--plot {plot} is the file that the bounds go to (--output {output}); name another")
+    check_distinct({"--output": output, "the checkpoint of --output": _checkpoint_path(output), "--plot": plot})
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

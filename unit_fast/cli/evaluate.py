@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from unit_fast.cli import options
-from unit_fast.cli.outputs import check_writable
+from unit_fast.cli.outputs import check_distinct, check_writable
 from unit_fast.cli.progress import progress_bar
 from unit_fast.cli.terminal import Terminal
 from unit_fast.errors import DataError
@@ -55,10 +55,12 @@ def evaluate(
         raise DataError(
             "--bounds and --onnx are both given; an ONNX file has its bounds inside, so measure one at a time"
         )
-    given = {"--model": model, "--bounds": bounds, "--onnx": onnx, "--weights": weights, "--data": data}
-    for path, option in ((output, "--output"), (html, "--html")):
+    inputs = {"--model": model, "--bounds": bounds, "--onnx": onnx, "--weights": weights, "--data": data}
+    outputs = {"--output": output, "--html": html}
+    for option, path in outputs.items():
         if path is not None:
-            check_writable(path, option, given)
+            check_writable(path, option, {**inputs, "--trigger": trigger})
+    check_distinct(outputs)
 
     import torch
 

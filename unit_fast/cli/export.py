@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unit_fast.cli import options
-from unit_fast.cli.outputs import check_writable
+from unit_fast.cli.outputs import check_distinct, check_writable
 from unit_fast.cli.terminal import Terminal
 from unit_fast.cli.triton_server import place, refuse_server_options, server_options
 from unit_fast.errors import BackendUnavailableError, DataError
@@ -211,8 +211,7 @@ def _check_graph(graph: Path, output: Path, inputs: Mapping[str, Path | str | No
     check_writable(graph, "--graph", inputs)
     if graph.suffix not in GRAPH_ENDINGS:
         raise DataError(f"--graph {graph}: a picture of the graph ends in {' or '.join(GRAPH_ENDINGS)}")
-    if graph.resolve() == output.resolve():
-        raise DataError(f"--graph {graph} is the file that the model goes to; name another")
+    check_distinct({"--output": output, "--graph": graph})
 
 
 @contextmanager
