@@ -1,12 +1,15 @@
 """Pictures from the results, in ``docs/images/``; ``python -m benchmarks.report`` draws them."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.results_file import RESULTS, read_results
+from benchmarks import plots_layers, plots_scaling
+from benchmarks.results_file import NotMeasured, read_results
 from unit_fast.files import atomic_write
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -19,6 +22,7 @@ WAYS = {
     "sanitised int8": "sanitised, unit_fast int8",
 }
 """Providers of ``benchmarks.runtime`` that are drawn, and what they are called."""
+QUANTILES = ("p20", "median", "p80")
 COLOURS = {"neuron": "#2a6f97", "channel": "#c8553d"}
 
 
@@ -64,41 +68,84 @@ def speed(rows: list[dict[str, Any]]) -> Figure:
 
 
 def clamp_cost(rows: list[dict[str, Any]]) -> Figure:
-    """ONNX Runtime on a CPU: time over no clamps, by form."""
+    """ONNX Runtime on a CPU: time over no clamps, by form; whiskers from the 20th to the 80th percentile."""
     timed = [row for row in rows if "median_ms" in row and row["granularity"]]
     batches = sorted({row["batch"] for row in timed})
     names = list(dict.fromkeys(f"{row['form']}, per {row['granularity']}" for row in timed))
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     panel = figure.subplots()
     for place, batch in enumerate(batches):
-        ratios = {f"{row['form']}, per {row['granularity']}": row["ratio"] for row in timed if row["batch"] == batch}
-        at = [index + 0.4 * (place - (len(batches) - 1) / 2) for index in range(len(names))]
+        shown = [row for row in timed if row["batch"] == batch]
+        at = [
+            names.index(f"{row['form']}, per {row['granularity']}") + 0.24 * (place - (len(batches) - 1) / 2)
+            for row in shown
+        ]
+        # The median without clamps, over which the ratio was taken.
+        low, middle, high = ([row["ratio"] * row[f"{q}_ms"] / row["median_ms"] for row in shown] for q in QUANTILES)
+        spread = [
+            [m - each for m, each in zip(middle, low, strict=True)],
+            [h - m for h, m in zip(high, middle, strict=True)],
+        ]
         colour = list(COLOURS.values())[place % len(COLOURS)]
-        bars = panel.bar(at, [ratios.get(name, 0.0) for name in names], 0.38, label=f"batch {batch}", color=colour)
-        panel.bar_label(
-            bars, [f"{ratios[name]:.2f}" if name in ratios else "" for name in names], padding=2, fontsize=8
-        )
+        panel.errorbar(at, middle, spread, fmt="o", color=colour, elinewidth=1, capsize=3, label=f"batch {batch}")
+        for x, y in zip(at, middle, strict=True):
+            panel.annotate(f"{y:.2f}", (x, y), (4, 3), textcoords="offset points", fontsize=8)
     panel.axhline(1.0, color="grey", linewidth=0.8)
     panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    panel.set_ylim(0.8, None)
     panel.set_ylabel("time over no clamps")
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend()
     return figure
 
 
-def main() -> None:
+def _tolerance() -> Figure:
+    default = [row | {"tolerance": 0.03} for row in read_results("calibration_effect") if row["seed"] == 0]
+    return tolerance(sorted([*default, *read_results("calibration_tolerance")], key=lambda row: row["tolerance"]))
+
+
+def _speed() -> Figure:
+    return speed([row for row in read_results("runtime_cpu")["rows"] if "speed" in row])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the documents.
+
+    Attributes:
+        draw: makes it from the results; raises ``NotMeasured`` where there are none.
+        shows: what it shows, for those who cannot see it.
+    """
+
+    draw: Callable[[], Figure]
+    shows: str
+
+
+PICTURES = {
+    "tolerance": Picture(_tolerance, "Accuracy lost against attack success left, by tolerance"),
+    "speed": Picture(_speed, "Speed of the sanitised network over the unclamped one, by batch size"),
+    "clamp_cost": Picture(
+        lambda: clamp_cost(read_results("export_cost")), "Time of each form in ONNX Runtime over no clamps"
+    ),
+    "roofline_cpu": Picture(plots_layers.roofline_cpu, "Layers on the roofline of the CPU"),
+    "roofline_gpu": Picture(plots_layers.roofline_gpu, "Layers on the roofline of the GPU"),
+    "models_gpu": Picture(plots_layers.models_gpu, "Speed of whole networks on the GPU over other ways, by batch size"),
+    "scaling_batch": Picture(plots_scaling.batch, "Time a sample and peak memory by batch size"),
+    "scaling_granularity": Picture(plots_scaling.granularity, "Time over no bounds by granularity"),
+    "scaling_images": Picture(plots_scaling.images, "Seconds and memory of calibration by the number of images"),
+}
+"""By the name of their file in ``docs/images/``."""
+
+
+def main(folder: Path = IMAGES) -> None:
     """Draw what there are results for."""
     mpl.rcParams["svg.hashsalt"] = "unit_fast"  # the same figures give the same bytes
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    default = [row | {"tolerance": 0.03} for row in read_results("calibration_effect") if row["seed"] == 0]
-    rows = sorted([*default, *read_results("calibration_tolerance")], key=lambda row: row["tolerance"])
-    _save("tolerance", tolerance(rows))
-    if (RESULTS / "runtime_cpu.json").exists():
-        _save("speed", speed([row for row in read_results("runtime_cpu")["rows"] if "speed" in row]))
-    if (RESULTS / "export_cost.json").exists():
-        _save("clamp_cost", clamp_cost(read_results("export_cost")))
-
-
-def _save(name: str, figure: Figure) -> None:
-    atomic_write(IMAGES / f"{name}.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in PICTURES.items():
+        try:
+            figure = picture.draw()
+        except NotMeasured:
+            continue
+        atomic_write(
+            folder / f"{name}.svg",
+            lambda path, figure=figure: figure.savefig(path, format="svg", metadata={"Date": None}),
+        )

@@ -49,6 +49,32 @@ def write_results(name: str, figures: Any, folder: Path = RESULTS) -> Path:
     return atomic_write(folder / f"{name}.json", lambda temporary: temporary.write_text(text))
 
 
+class NotMeasured(FileNotFoundError):
+    """There is no such result file."""
+
+
 def read_results(name: str) -> Any:
-    """The figures of ``results/<name>.json``."""
-    return json.loads((RESULTS / f"{name}.json").read_text())["figures"]
+    """The figures of ``results/<name>.json``.
+
+    Raises:
+        NotMeasured: there is no such file.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise NotMeasured(f"benchmarks/results/{name}.json")
+    return json.loads(path.read_text())["figures"]
+
+
+def gpu_results(part: str) -> dict[str, Any]:
+    """The figures of ``results/gpu_<device>_<part>.json`` of every GPU, by its name.
+
+    Raises:
+        NotMeasured: there is no such file.
+    """
+    files = sorted(RESULTS.glob(f"gpu_*_{part}.json"))
+    if not files:
+        raise NotMeasured(f"benchmarks/results/gpu_<device>_{part}.json")
+    return {
+        path.stem.removeprefix("gpu_").removesuffix(f"_{part}").upper(): json.loads(path.read_text())["figures"]
+        for path in files
+    }

@@ -1,7 +1,12 @@
 """The least time a layer can take on a device: its multiply-adds at full rate, or its bytes at full bandwidth."""
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
 
 from benchmarks.shapes import Layer
 
@@ -17,6 +22,62 @@ class Ceilings:
 
     bandwidth: float
     peak: float
+
+
+@dataclass(frozen=True)
+class CpuCeilings:
+    """What this machine's processor reaches in float32, with the threads that torch has.
+
+    Attributes:
+        peak: floating-point operations a second: the better of a matrix product and a convolution.
+        copies: (bytes, bytes a second) of copies, by how many they move: small ones stay in a cache.
+    """
+
+    peak: float
+    copies: tuple[tuple[int, float], ...]
+
+    def at(self, moved: int) -> Ceilings:
+        """The ceilings of what moves ``moved`` bytes again and again: the best rate that as many or more reached."""
+        rates = [rate for size, rate in self.copies if size >= moved]
+        return Ceilings(max(rates, default=self.memory.bandwidth), self.peak)
+
+    @property
+    def memory(self) -> Ceilings:
+        """The ceilings of what does not stay in a cache."""
+        return Ceilings(max(self.copies)[1], self.peak)
+
+
+def cpu_ceilings(
+    sizes: tuple[int, ...] = tuple(2**power for power in range(16, 30, 2)), edge: int = 2048
+) -> CpuCeilings:
+    """Measure them, the best of a few; seconds.
+
+    Args:
+        sizes: bytes that copies move, reads plus writes.
+        edge: of the square matrices; the convolution has as many products.
+    """
+    copies = []
+    for size in sizes:
+        source = torch.rand(size // 8)  # 4 bytes read and 4 written an element
+        target = torch.empty_like(source)
+        calls = max(1, 2**24 // size)
+        taken = _best(lambda source=source, target=target, calls=calls: [target.copy_(source) for _ in range(calls)])
+        copies.append((size, size * calls / taken))
+    matrix = torch.rand(edge, edge)
+    maps = torch.rand(1, 128, *[math.isqrt(edge**3 // (9 * 128**2))] * 2).contiguous(memory_format=torch.channels_last)
+    kernels = torch.rand(128, 128, 3, 3).contiguous(memory_format=torch.channels_last)
+    product = 2 * edge**3 / _best(lambda: matrix @ matrix)
+    convolution = 2 * 9 * 128**2 * maps[0, 0].numel() / _best(lambda: F.conv2d(maps, kernels, padding=1))
+    return CpuCeilings(max(product, convolution), tuple(copies))
+
+
+def _best(work: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 def flops(layer: Layer, batch: int) -> int:

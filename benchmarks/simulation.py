@@ -16,22 +16,19 @@ beside what was measured on it (``results/scaling_batch.json``): how far off the
 """
 
 import argparse
-import logging
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.models import make
-from benchmarks.results_file import read_results, write_results
-from benchmarks.roofline import Ceilings, bytes_moved, flops
+from benchmarks.results_file import RESULTS, NotMeasured, read_results, write_results
+from benchmarks.roofline import Ceilings, bytes_moved, cpu_ceilings, flops
 from benchmarks.shapes import NETWORKS, Layer, layers_in, layers_of
 from unit_fast.capture import capture
-
-_logger = logging.getLogger("benchmarks.simulation")
 
 H200 = Ceilings(bandwidth=4.3e12, peak=790e12)
 """Copy bandwidth and bfloat16 products as reported for the card; half precision runs at the same rate."""
@@ -110,11 +107,12 @@ def by_side() -> list[dict[str, Any]]:
 
 def against_measured() -> dict[str, Any]:
     """This machine's ceilings, and the model's time over the measured one, by batch; at most 1 if both are right."""
-    ceilings = cpu_ceilings()
+    measured = read_results("scaling_batch")
+    ceilings = cpu_ceilings().memory
     layers = layers_of("resnet18_32")
     plans = {"unclamped": PLANS["unclamped compile"], "sanitised": PLANS["compile"]}
     rows = []
-    for row in read_results("scaling_batch"):
+    for row in measured:
         simulated = 1000 * network_seconds(layers, row["batch"], 4, ceilings, plans[row["provider"]], launch=0.0)
         rows.append(
             {
@@ -128,24 +126,6 @@ def against_measured() -> dict[str, Any]:
     return {"bandwidth": ceilings.bandwidth, "peak": ceilings.peak, "rows": rows}
 
 
-def cpu_ceilings() -> Ceilings:
-    """Copy bandwidth and float32 products of this machine, the best of a few."""
-    source, matrix = torch.rand(2**26), torch.rand(2048, 2048)
-    target = torch.empty_like(source)
-    copied = _best(lambda: target.copy_(source))
-    multiplied = _best(lambda: matrix @ matrix)
-    return Ceilings(bandwidth=2 * source.nbytes / copied, peak=2 * 2048**3 / multiplied)
-
-
-def _best(work: Callable[[], object]) -> float:
-    taken = []
-    for _ in range(8):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
 def _plans(layers: Sequence[Layer], batch: int, itemsize: int, ceilings: Ceilings) -> dict[str, float]:
     return {
         f"{name} simulated_ms": 1000 * network_seconds(layers, batch, itemsize, ceilings, plan)
@@ -153,14 +133,26 @@ def _plans(layers: Sequence[Layer], batch: int, itemsize: int, ceilings: Ceiling
     }
 
 
+def run(folder: Path = RESULTS) -> Path:
+    """Write everything.
+
+    Raises:
+        NotMeasured: there are no figures of ``benchmarks.scaling --part batch`` to hold the model against.
+    """
+    measured = against_measured()
+    ceilings = {"bandwidth": H200.bandwidth, "peak": H200.peak, "launch_seconds": LAUNCH}
+    figures = {"h200": ceilings, "batch": by_batch(), "side": by_side(), "cpu": measured}
+    return write_results("simulation", figures, folder)
+
+
 def main() -> None:
     """Write everything."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    ceilings = {"bandwidth": H200.bandwidth, "peak": H200.peak, "launch_seconds": LAUNCH}
-    figures = {"h200": ceilings, "batch": by_batch(), "side": by_side(), "cpu": against_measured()}
-    write_results("simulation", figures)
-    _logger.info("this CPU: %s", figures["cpu"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    try:
+        print(run())
+    except NotMeasured as missing:
+        parser.error(f"there is no {missing}; first run: python -m benchmarks.scaling --part batch")
 
 
 if __name__ == "__main__":

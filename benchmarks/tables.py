@@ -1,7 +1,8 @@
 """Tables from the results, put where a document asks for them; ``python -m benchmarks.report`` fills them.
 
-A document marks the place with ``<!-- table: NAME -->`` and ``<!-- end -->``; a test holds the documents to
-the results.
+A document marks the place with ``<!-- table: NAME -->`` and ``<!-- end -->``, that of a picture of ``benchmarks.plots``
+with ``<!-- picture: NAME -->``. Where the result file is not there, the table says so and no picture is shown. A test
+holds the documents to the results.
 """
 
 import re
@@ -11,8 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables_export, tables_runtime, tables_scaling
-from benchmarks.results_file import read_results
+from benchmarks import tables_export, tables_layers, tables_runtime, tables_scaling
+from benchmarks.plots import IMAGES, PICTURES
+from benchmarks.results_file import NotMeasured, read_results
 from unit_fast.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +30,7 @@ NETWORKS = {
     "gtsrb_vgg_trojan_wm_target2": "VGG, traffic signs, watermark (Trojan)",
     "cifar10_resnet20_clean": "ResNet-20, CIFAR-10, no backdoor",
 }
-_MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- (table|picture): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def effect() -> list[list[str]]:
@@ -83,6 +85,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "cost": cost,
     "published": published,
     **tables_export.TABLES,
+    **tables_layers.TABLES,
     **tables_scaling.TABLES,
     **tables_runtime.TABLES,
 }
@@ -100,13 +103,39 @@ def _markdown(rows: Iterable[list[str]]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in (header, ["---"] * len(header), *body))
 
 
-def filled(text: str) -> str:
-    """``text`` with every marked table as the results have it."""
-    return _MARKED.sub(lambda match: match[1] + _markdown(TABLES[match[2]]()) + match[3], text)
+def _table(name: str) -> str:
+    try:
+        return _markdown(TABLES[name]())
+    except NotMeasured as missing:
+        return _markdown([["not measured yet"], [f"there is no `{missing}`"]])
+
+
+def _picture(name: str, document: Path) -> str:
+    picture, file = PICTURES[name], IMAGES / f"{name}.svg"
+    try:
+        picture.draw()
+    except NotMeasured:
+        return ""
+    return f"![{picture.shows}]({file.relative_to(document.parent)})\n"
+
+
+def filled(document: Path) -> str:
+    """The text of ``document`` with every marked table and picture as the results have it."""
+
+    def content(match: re.Match[str]) -> str:
+        inside = _table(match[3]) if match[2] == "table" else _picture(match[3], document)
+        return match[1] + inside + match[4]
+
+    return _MARKED.sub(content, document.read_text())
+
+
+def pictures_of(text: str) -> list[str]:
+    """The files of the pictures that a document shows, as it names them."""
+    return re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
 
 
 def main() -> None:
     """Fill all documents."""
     for document in DOCUMENTS:
-        text = filled(document.read_text())
+        text = filled(document)
         atomic_write(document, lambda temporary, text=text: temporary.write_text(text))

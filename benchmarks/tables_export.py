@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.results_file import RESULTS, read_results
+from benchmarks.results_file import read_results
 
 NETWORKS = {
     "resnet18_32": "ResNet-18, 32²",
@@ -26,7 +26,6 @@ _COLUMNS = {
     "int8, channel": ("auto", "channel", "int8"),
     "int8, neuron": ("auto", "neuron", "int8"),
 }
-_NOT_YET = "not measured yet"
 
 
 def forms() -> list[list[str]]:
@@ -95,12 +94,11 @@ def _by_batch(part: str, figures: dict[str, Callable[[dict[str, Any]], str]]) ->
             cells.append(f"{row['median_ms']:.2f} ({row['p20_ms']:.2f} to {row['p80_ms']:.2f})")
             cells += [figure(row) for figure in figures.values()]
         rows.append([*line, *cells])
-    return rows if len(rows) > 1 else [["precision", "form", "bounds per", "ms"], [_NOT_YET, "", "", ""]]
+    return rows
 
 
 def _rows(part: str) -> list[dict[str, Any]]:
-    name = f"export_{part}"
-    found: list[dict[str, Any]] = read_results(name) if (RESULTS / f"{name}.json").exists() else []
+    found: list[dict[str, Any]] = read_results(f"export_{part}")
     return found
 
 

@@ -134,4 +134,3 @@ def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> No
     assert by_head["int8, channel"] == "99.2%"
     assert by_head["int8, neuron"] == "refused"
     assert tables_export.cost()[1] == ["fp32", "min", "neuron", *["2.00 (1.90 to 2.20)", "1.08×"] * 2]
-    assert tables_export.openvino()[1][0] == "not measured yet"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.roofline import Ceilings, bytes_moved, flops, memory_bound, seconds
+from benchmarks.roofline import Ceilings, CpuCeilings, bytes_moved, cpu_ceilings, flops, memory_bound, seconds
 from benchmarks.shapes import Layer
 
 CONV = Layer("conv2d", (64, 8, 8), (32, 64, 3, 3), (32, 8, 8), padding=(1, 1), act="relu", bounded=True)
@@ -43,3 +43,16 @@ def test_the_slower_of_the_two_counts():
     assert seconds(CONV, 5, 2, compute) == pytest.approx(flops(CONV, 5) / 1e9)
     assert memory_bound(CONV, 5, 2, memory)
     assert not memory_bound(CONV, 5, 2, compute)
+
+
+def test_what_fits_a_cache_is_held_against_the_best_copy_that_is_as_large():
+    ceilings = CpuCeilings(peak=7.0, copies=((100, 5.0), (1000, 8.0), (10_000, 3.0)))
+    assert [ceilings.at(moved).bandwidth for moved in (50, 100, 101, 1000, 5000, 99_999)] == [8, 8, 8, 8, 3, 3]
+    assert ceilings.memory == Ceilings(bandwidth=3.0, peak=7.0)
+
+
+def test_the_ceilings_of_this_machine_are_measured():
+    ceilings = cpu_ceilings(sizes=(2**16, 2**20), edge=256)
+    assert [size for size, _ in ceilings.copies] == [2**16, 2**20]
+    assert all(1e8 < rate < 1e13 for _, rate in ceilings.copies)
+    assert 1e8 < ceilings.peak < 1e14

@@ -1,8 +1,13 @@
 """The simulated times, against sums worked out by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from benchmarks.roofline import Ceilings
+from benchmarks import simulation
+from benchmarks.results_file import NotMeasured
+from benchmarks.roofline import Ceilings, CpuCeilings
 from benchmarks.shapes import Layer
 from benchmarks.simulation import PLANS, layer_seconds, network_seconds
 
@@ -40,3 +45,26 @@ def test_a_bare_layer_has_no_tail() -> None:
     bare = Layer("linear", (8,), (4, 8), (4,))
     times = {layer_seconds(bare, 2, 2, MEMORY, plan, launch=1.0) for plan in PLANS.values()}
     assert times == {2.0 * (16 + 36 + 8) + 1.0}
+
+
+def test_what_is_written_is_held_against_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = [{"provider": kind, "batch": 2, "median_ms": 5.0} for kind in ("unclamped", "sanitised")]
+    monkeypatch.setattr(simulation, "read_results", {"scaling_batch": measured}.__getitem__)
+    monkeypatch.setattr(simulation, "cpu_ceilings", lambda: CpuCeilings(1e30, ((8, 4e6),)))
+    monkeypatch.setattr(simulation, "layers_of", lambda _network: (LAYER,))
+    monkeypatch.setattr(simulation, "NETWORKS", ("a",))
+    monkeypatch.setattr(simulation, "by_side", list)
+    simulation.run(tmp_path)
+    figures = json.loads((tmp_path / "simulation.json").read_text())["figures"]
+    plain, clamped = figures["cpu"]["rows"]
+    samples = 2 * (200 + 400 + 3 * 400)
+    assert plain["simulated_ms"] == pytest.approx((samples + WEIGHTS) / 1e3)  # a float takes a microsecond at 4 MB/s
+    assert clamped["simulated_ms"] == pytest.approx((samples + WEIGHTS + BOUND) / 1e3)
+    assert clamped["simulated_over_measured"] == pytest.approx(clamped["simulated_ms"] / 5.0)
+    assert [(row["network"], row["batch"]) for row in figures["batch"]] == [("a", n) for n in simulation.BATCHES]
+
+
+def test_without_measurements_there_is_nothing_to_hold_it_against(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr("benchmarks.results_file.RESULTS", tmp_path)
+    with pytest.raises(NotMeasured, match=r"scaling_batch\.json"):
+        simulation.run(tmp_path)
