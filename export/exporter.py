@@ -13,7 +13,7 @@ from unit_fast.capture import Example
 from unit_fast.errors import BackendUnavailableError
 from unit_fast.export.normalization import MeanAndStd, Normalization
 from unit_fast.export.report import ExportReport
-from unit_fast.export.session import load_onnxruntime
+from unit_fast.export.runtimes import load_runtime
 
 
 def export_onnx(
@@ -85,5 +85,5 @@ def export_onnx(
     options = Options(form, precision, opset, verify, weight_bits, target, Normalization.of(normalization))
     options.check()
     if verify or precision == "int8":
-        load_onnxruntime()
+        load_runtime("onnxruntime")
     return export(model, bounds, Path(path), example_input, options, calibration_data)

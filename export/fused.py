@@ -15,7 +15,7 @@ from unit_fast.errors import BackendUnavailableError, DataError
 from unit_fast.export.errors import FusionWarning
 from unit_fast.export.forms.form import Clamp, node_name
 from unit_fast.export.openvino_model import OpenVinoModel
-from unit_fast.export.session import load_onnxruntime
+from unit_fast.export.runtimes import load_runtime
 
 # ONNX Runtime lays channels out in blocks of 8 or 16, and fuses a sum with what follows in that layout only.
 _BLOCK = 16
@@ -77,7 +77,7 @@ def _counting_on_fusion(model: onnx.ModelProto, target: str, clamps: Sequence[Cl
 
 
 def _onnxruntime_nodes(file: Path) -> set[str]:
-    runtime = load_onnxruntime()
+    runtime = load_runtime("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:

@@ -1,7 +1,6 @@
 """An ONNX file in OpenVINO on the CPU: for the comparison with torch, and to see what it fuses."""
 
 import functools
-import importlib
 import threading
 from os import PathLike
 from typing import Any
@@ -10,22 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unit_fast.errors import BackendUnavailableError, DataError
-
-
-def load_openvino() -> Any:
-    """The openvino module.
-
-    Raises:
-        BackendUnavailableError: it is not installed, or does not load.
-    """
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"OpenVINO is needed here and cannot be imported ({error}); install openvino"
-        ) from error
-
+from unit_fast.errors import DataError
+from unit_fast.export.runtimes import load_runtime
 
 _one_core = threading.Lock()
 
@@ -38,7 +23,7 @@ def _core() -> Any:
     away with the Core without looking whether it is still in use: after two Cores that end in the order they began, or
     one that ends in another thread, the next signal (Ctrl-C) is a segmentation fault.
     """
-    return load_openvino().Core()
+    return load_runtime("openvino").Core()
 
 
 class OpenVinoModel:

@@ -24,10 +24,11 @@ from unit_fast.export.crash import require_survival
 from unit_fast.export.errors import SaturationWarning
 from unit_fast.export.flat import FlatGraph
 from unit_fast.export.forms.form import Clamp
-from unit_fast.export.openvino_model import OpenVinoModel, load_openvino
+from unit_fast.export.openvino_model import OpenVinoModel
 from unit_fast.export.reference import Case, Written, reference_cases
 from unit_fast.export.report import ParityCheck, ParityResult
-from unit_fast.export.session import OnnxRuntimeModel, load_onnxruntime
+from unit_fast.export.runtimes import load_runtime
+from unit_fast.export.session import OnnxRuntimeModel
 
 # Largest difference relative to the largest magnitude in the tensor.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
@@ -86,7 +87,7 @@ def check_parity(
     Warns:
         SaturationWarning: bounds that no input reached.
     """
-    runtime = load_onnxruntime()
+    runtime = load_runtime("onnxruntime")
     reference = reference_cases(graph, clamped, written, CANCELLING[precision])
     reached = reference.reached
     comparison = _Comparison(clamped, clamps, precision)
@@ -185,7 +186,7 @@ def _without_denormals(values: Tensor) -> Tensor:
 def _openvino(plain: Path, exposed: Path) -> tuple[str, OpenVinoModel, OpenVinoModel] | None:
     """OpenVINO's version, and the files in it; None where it is not installed or cannot load them."""
     try:
-        version = str(load_openvino().__version__).partition("-")[0]
+        version = str(load_runtime("openvino").__version__).partition("-")[0]
         return version, OpenVinoModel(plain), OpenVinoModel(exposed)
     except BackendUnavailableError:
         return None

@@ -1,6 +1,5 @@
 """An ONNX file as a callable: torch tensors in, torch tensors out."""
 
-import importlib
 import json
 from collections.abc import Sequence
 from os import PathLike
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unit_fast.errors import BackendUnavailableError, DataError
+from unit_fast.export.runtimes import load_runtime
 
 STRUCTURE_KEY = "unit_fast.output_structure"
 _PROVIDERS = {
@@ -28,21 +28,6 @@ _DTYPES = {
     "tensor(uint8)": torch.uint8,
     "tensor(bool)": torch.bool,
 }
-
-
-def load_onnxruntime() -> Any:
-    """The onnxruntime module.
-
-    Raises:
-        BackendUnavailableError: it is not installed, or does not load.
-    """
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"ONNX Runtime is needed here and cannot be imported ({error}); install unit_fast[onnxruntime], or "
-            "unit_fast[onnxruntime-gpu] on a CUDA machine, never both"
-        ) from error
 
 
 class OnnxRuntimeModel:
@@ -74,7 +59,7 @@ class OnnxRuntimeModel:
         optimize: bool = True,
         spin: bool = False,
     ) -> None:
-        runtime = load_onnxruntime()
+        runtime = load_runtime("onnxruntime")
         if not Path(path).is_file():
             raise DataError(f"there is no file {path}; expected an ONNX model")
         providers = _providers(runtime, device)

@@ -19,7 +19,8 @@ from unit_fast.export.errors import FusionWarning
 from unit_fast.export.flat import FlatGraph
 from unit_fast.export.quantization.structure import IntegerClamp
 from unit_fast.export.reference import BATCHES, SCALES
-from unit_fast.export.session import OnnxRuntimeModel, load_onnxruntime
+from unit_fast.export.runtimes import load_runtime
+from unit_fast.export.session import OnnxRuntimeModel
 
 # In dB. Edges cost 30 to 60 dB below the signal; sums that overflow leave a few.
 LEAST_SIGNAL = 15.0
@@ -66,7 +67,7 @@ def warn_of_float_layers(quantized: Path, optimized: Path) -> None:
     Warns:
         FusionWarning: names the first of them.
     """
-    runtime = load_onnxruntime()
+    runtime = load_runtime("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(optimized)

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from unit_fast.errors import BackendUnavailableError, DataError
 from unit_fast.export import OnnxRuntimeModel
-from unit_fast.export.session import STRUCTURE_KEY, load_onnxruntime
+from unit_fast.export.runtimes import load_runtime
+from unit_fast.export.session import STRUCTURE_KEY
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_missing_or_damaged_file_is_a_data_error(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_session(add_file: Path) -> None:
-    runtime = load_onnxruntime()
+    runtime = load_runtime("onnxruntime")
     model = OnnxRuntimeModel(add_file, threads=3, optimize=False, spin=False)
 
     options = model.session.get_session_options()
@@ -100,7 +101,7 @@ def test_options_reach_the_session(add_file: Path) -> None:
 
 
 def test_a_silent_fall_back_to_the_cpu_is_an_error(add_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = load_onnxruntime()
+    runtime = load_runtime("onnxruntime")
 
     class Session:
         def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
@@ -116,7 +117,7 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error(add_file: Path, monkeypatch: 
 
 
 def test_a_provider_this_build_lacks_is_named(add_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(load_runtime("onnxruntime"), "get_available_providers", lambda: ["CPUExecutionProvider"])
 
     with pytest.raises(BackendUnavailableError, match=r"this build has CPUExecutionProvider.*onnxruntime-gpu"):
         OnnxRuntimeModel(add_file, device="cuda")
