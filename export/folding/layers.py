@@ -7,18 +7,10 @@ import torch
 from torch import Tensor, fx
 
 from unit_fast.export.folding.scale import along, is_batched, sample_shape
+from unit_fast.fusion.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from unit_fast.fusion.rewrite import constant
 
 _aten = torch.ops.aten
-_CONVOLUTIONS = {
-    _aten.conv1d.default,
-    _aten.conv1d.padding,
-    _aten.conv2d.default,
-    _aten.conv2d.padding,
-    _aten.conv3d.default,
-    _aten.conv3d.padding,
-}
-_TRANSPOSED = {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class Layer:
 
 def layer_of(module: fx.GraphModule, node: fx.Node) -> Layer | None:
     """``node`` as a layer; None when it is none, or when its constants are computed."""
-    if node.target in _CONVOLUTIONS | _TRANSPOSED or node.target is _aten.linear.default:
+    if node.target in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS or node.target is _aten.linear.default:
         return _weighted(module, node)
     if node.target not in (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor) or node.kwargs:
         return None
@@ -105,7 +97,7 @@ def _weight(node: fx.Node, weight: Tensor, layer: Layer, factor: Tensor | None, 
     if node.target is _aten.linear.default:
         rows, columns, groups = weight.shape[0], weight.shape[1], 1
     else:
-        transposed = node.target in _TRANSPOSED
+        transposed = node.target in TRANSPOSED_CONVOLUTIONS
         position = 7 - 1 if transposed else 6
         groups = node.args[position] if len(node.args) > position else 1  # type: ignore[assignment]
         if transposed:

@@ -21,14 +21,12 @@ from unit_fast.export.folding import fold_for
 from unit_fast.export.forms.choice import Choice
 from unit_fast.export.quantization.ranges import first_batch
 from unit_fast.export.quantization.scales import LEVELS, for_range, quantise_weight
+from unit_fast.fusion.operators import CONVOLUTIONS
 from unit_fast.fusion.rewrite import constant
 from unit_fast.sites import clamp_bound
 
 _aten = torch.ops.aten
-_LAYERS = {
-    _aten.conv1d.default, _aten.conv1d.padding, _aten.conv2d.default, _aten.conv2d.padding, _aten.conv3d.default,
-    _aten.conv3d.padding, _aten.linear.default,
-}  # fmt: skip
+_LAYERS = CONVOLUTIONS | {_aten.linear.default}
 # dB that a layer may lose by folding. An integer Min costs a few tenths of a per cent of the time: not much either.
 TOLERATED = 1.0
 

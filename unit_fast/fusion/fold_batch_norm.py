@@ -6,19 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unit_fast.fusion.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from unit_fast.fusion.rewrite import add_constant, call, constant
 
 _aten = torch.ops.aten
-
-_CONVOLUTIONS = {
-    _aten.conv1d.default,
-    _aten.conv1d.padding,
-    _aten.conv2d.default,
-    _aten.conv2d.padding,
-    _aten.conv3d.default,
-    _aten.conv3d.padding,
-}
-_TRANSPOSED = {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
 
 
 def fold_batch_norm(module: fx.GraphModule) -> int:
@@ -57,7 +48,7 @@ def _fold_into(module: fx.GraphModule, producer: Any, norm: fx.Node, scale: Tens
     if not isinstance(producer, fx.Node) or len(producer.users) != 1:
         return False
     is_linear = producer.target is _aten.linear.default and producer.meta["val"].ndim == 2
-    if not is_linear and producer.target not in _CONVOLUTIONS | _TRANSPOSED:
+    if not is_linear and producer.target not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS:
         return False
     weight_node = producer.args[1]
     weight = constant(module, weight_node)
@@ -65,7 +56,7 @@ def _fold_into(module: fx.GraphModule, producer: Any, norm: fx.Node, scale: Tens
     bias = constant(module, bias_node)
     if weight is None or (bias_node is not None and bias is None):
         return False
-    if producer.target in _TRANSPOSED:
+    if producer.target in TRANSPOSED_CONVOLUTIONS:
         groups = producer.args[6] if len(producer.args) > 6 else 1
         # (C_in, C_out / groups, k...): output channel = group * (C_out / groups) + index.
         per_group = scale.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)  # type: ignore[arg-type, operator]
