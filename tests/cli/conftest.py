@@ -1,8 +1,9 @@
 """A working folder with a small model and samples, and the command line to run in it."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from tests.cli.archives import Change, export_per_column, rewrite
 from unit_fast.cli import app
 
 FACTORY = """
@@ -72,3 +74,21 @@ def unit_fast() -> Callable[..., Any]:
         return runner.invoke(app, [str(argument) for argument in arguments], env=env)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An honest model archive."""
+    return export_per_column(tmp_path_factory.mktemp("archive") / "model.pt2")
+
+
+@pytest.fixture
+def tampered(archive: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Make evil.pt2, an archive with members changed or added."""
+
+    def tamper(
+        change: Change = lambda name, content: (name, content), extra: Mapping[str, bytes] = MappingProxyType({})
+    ) -> Path:
+        return rewrite(archive, tmp_path / "evil.pt2", change, extra)
+
+    return tamper

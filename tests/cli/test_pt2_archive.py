@@ -1,9 +1,9 @@
+"""What an archive is made of is looked through before anything in it is loaded."""
+
 import contextlib
-import io
 import json
 import pickle
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,30 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.cli.archives import RunsCode, in_member, in_program, pickled, touching, with_every_size
 from unit_fast.cli.model_error import ModelError
 from unit_fast.cli.pt2_archive import load_archive
 
-
-class RunsCode:
-    """Pickles into a call: unpickling it freely would make the file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.marker,)
-
-
-class PerColumn(nn.Module):
-    """Computes with sizes, so that its archive holds expressions and arithmetic."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.relu(self.conv(x))
-        return y.reshape(y.shape[0], -1).sum(1) / (2 * y.shape[3] + 1)
+Tamper = Callable[..., Path]
 
 
 class Many(nn.Module):
@@ -61,59 +42,22 @@ class Many(nn.Module):
         return self.layers["last"](tokens.mean(1)) + y, {"pooled": F.adaptive_avg_pool2d(x, 1), "largest": x.amax(1)}
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("archive") / "model.pt2"
-    dims = {0: torch.export.Dim("batch"), 3: torch.export.Dim("width", min=4, max=64)}
-    torch.export.save(torch.export.export(PerColumn().eval(), (torch.rand(2, 3, 8, 8),), dynamic_shapes=(dims,)), path)
-    return path
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """A file that code in an archive would make."""
+    return tmp_path / "ran"
 
 
-def rewritten(archive: Path, to: Path, change: Callable[[str, bytes], bytes], extra: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(to, "w", zipfile.ZIP_STORED) as target:
-        folder = source.namelist()[0].partition("/")[0]
-        for name in source.namelist():
-            target.writestr(name, change(name, source.read(name)))
-        for name, content in extra.items():
-            target.writestr(f"{folder}/{name}", content)
-    return to
+def the_danger_is_real(marker: Path) -> None:
+    assert marker.exists(), "torch itself no longer runs what this archive holds"
+    marker.unlink()
 
 
-def on_graph(change: Callable[[dict], None]) -> Callable[[str, bytes], bytes]:
-    def changed(name: str, content: bytes) -> bytes:
-        if not name.endswith("models/model.json"):
-            return content
-        program = json.loads(content)
-        change(program)
-        return json.dumps(program).encode()
+def assert_refused(archive: Path, marker: Path, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        load_archive(archive)
 
-    return changed
-
-
-def with_every_size(content: bytes, code: str) -> bytes:
-    return json.dumps(
-        json.loads(content, object_hook=lambda item: item | {"expr_str": code} if "expr_str" in item else item)
-    ).encode()
-
-
-def touching(marker: Path) -> str:
-    return f"__import__('pathlib').Path({str(marker)!r}).touch()"
-
-
-def call(operator: str, result: str, **arguments: dict) -> dict:
-    return {
-        "target": f"torch.ops.{operator}",
-        "inputs": [{"name": name, "arg": argument, "kind": 1} for name, argument in arguments.items()],
-        "outputs": [{"as_tensor": {"name": result}}],
-        "metadata": {},
-        "is_hop_single_tensor_return": None,
-    }
-
-
-def pickled(marker: Path) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(((RunsCode(marker),), {}), buffer)
-    return buffer.getvalue()
+    assert not marker.exists()
 
 
 def test_computed_sizes_are_no_obstacle(archive: Path) -> None:
@@ -139,44 +83,27 @@ def test_an_honest_archive_computes_as_before(tmp_path: Path, decomposed: bool) 
 
 
 def test_a_pickle_in_the_place_of_example_inputs_is_not_run(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tampered: Tamper, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marker = tmp_path / "ran"
-    evil = rewritten(
-        archive,
-        tmp_path / "evil.pt2",
-        lambda name, content: pickled(marker) if "sample_inputs" in name else content,
-        {},
-    )
-    # The danger is real: torch itself runs it (and says so in a log message that cannot be formatted).
+    evil = tampered(in_member("sample_inputs", lambda _: pickled(marker)))
+    # torch says that it runs it in a log message that cannot be formatted.
     monkeypatch.setattr("torch._export.serde.serialize.log.warning", lambda *_, **__: None)
     torch.export.load(evil)
-    assert marker.exists()
-    marker.unlink()
+    the_danger_is_real(marker)
 
-    with pytest.raises(ModelError, match=r"evil\.pt2"):
-        load_archive(evil)
-
-    assert not marker.exists()
+    assert_refused(evil, marker, r"evil\.pt2")
 
 
-def test_a_pickled_weight_is_not_run(archive: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
-
-    def change(name: str, content: bytes) -> bytes:
+def test_a_pickled_weight_is_not_run(tampered: Tamper, marker: Path) -> None:
+    def change(name: str, content: bytes) -> tuple[str, bytes]:
         if name.endswith("weights_config.json"):
             config = json.loads(content)
             for entry in config["config"].values():
                 entry["use_pickle"] = True
-            return json.dumps(config).encode()
-        return pickled(marker) if "/weights/" in name else content
+            return name, json.dumps(config).encode()
+        return name, pickled(marker) if "/weights/" in name else content
 
-    evil = rewritten(archive, tmp_path / "evil.pt2", change, {})
-
-    with pytest.raises(ModelError, match=r"evil\.pt2"):
-        load_archive(evil)
-
-    assert not marker.exists()
+    assert_refused(tampered(change), marker, r"evil\.pt2")
 
 
 @pytest.mark.parametrize(
@@ -194,30 +121,25 @@ def test_a_pickled_weight_is_not_run(archive: Path, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_unexpected_members_are_refused(archive: Path, tmp_path: Path, member: str) -> None:
-    evil = rewritten(archive, tmp_path / "evil.pt2", lambda name, content: content, {member: b""})  # noqa: ARG005
+def test_unexpected_members_are_refused(tampered: Tamper, member: str) -> None:
+    evil = tampered(extra={member: b""})
 
     with pytest.raises(ModelError, match=rf"holds '\w+/{re.escape(member)}'.*export the model again yourself, or"):
         load_archive(evil)
 
 
-def test_files_of_the_exporters_own_are_no_obstacle(archive: Path, tmp_path: Path) -> None:
-    extra = {"extra/notes.txt": b"hello"}
-
-    load_archive(rewritten(archive, tmp_path / "extra.pt2", lambda name, content: content, extra))  # noqa: ARG005
+def test_files_of_the_exporters_own_are_no_obstacle(tampered: Tamper) -> None:
+    load_archive(tampered(extra={"extra/notes.txt": b"hello"}))
 
 
-def test_guards_are_not_evaluated(archive: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
-
+def test_guards_are_not_evaluated(tampered: Tamper, marker: Path) -> None:
     def guard(program: dict) -> None:
         program["guards_code"] = [f"{touching(marker)} is None"]
 
-    evil = rewritten(archive, tmp_path / "evil.pt2", on_graph(guard), {})
-    # The danger is real: torch evaluates it when the module is made and called.
+    evil = tampered(in_program(guard))
+    # torch evaluates it when the module is made and called.
     torch.export.load(evil).module()(torch.rand(2, 3, 8, 8))
-    assert marker.exists()
-    marker.unlink()
+    the_danger_is_real(marker)
 
     load_archive(evil).module()(torch.rand(2, 3, 8, 8))
 
@@ -226,189 +148,42 @@ def test_guards_are_not_evaluated(archive: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["json", "jsox", "JSON"])
 def test_code_in_the_place_of_sizes_is_not_run_whatever_the_name_of_the_model(
-    archive: Path, tmp_path: Path, ending: str
+    tampered: Tamper, marker: Path, ending: str
 ) -> None:
-    marker = tmp_path / "ran"
-    evil = tmp_path / "evil.pt2"
-    code = f"{touching(marker)} or Symbol('s77')"
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(evil, "w", zipfile.ZIP_STORED) as target:
-        for name in source.namelist():
-            is_model = name.endswith("models/model.json")
-            content = with_every_size(source.read(name), code) if is_model else source.read(name)
-            target.writestr(f"{name.removesuffix('json')}{ending}" if is_model else name, content)
-    # The danger is real.
+    def change(name: str, content: bytes) -> tuple[str, bytes]:
+        if not name.endswith("models/model.json"):
+            return name, content
+        return f"{name.removesuffix('json')}{ending}", with_every_size(content, f"{touching(marker)} or Symbol('s77')")
+
+    evil = tampered(change)
     with contextlib.suppress(Exception):
         torch.export.load(evil)
-    assert marker.exists()
-    marker.unlink()
+    the_danger_is_real(marker)
 
-    with pytest.raises(ModelError, match=r"holds (code where a size should be|'.*model\.(jsox|JSON)')"):
-        load_archive(evil)
-
-    assert not marker.exists()
+    assert_refused(evil, marker, r"holds (code where a size should be|'.*model\.(jsox|JSON)')")
 
 
 @pytest.mark.parametrize("entry", ["opaque_obj_0", "Opaque_Obj_0"])
-def test_opaque_objects_are_not_unpickled(archive: Path, tmp_path: Path, entry: str) -> None:
-    marker = tmp_path / "ran"
+def test_opaque_objects_are_not_unpickled(tampered: Tamper, marker: Path, entry: str) -> None:
     config = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
-
-    def change(name: str, content: bytes) -> bytes:
-        is_list = name.endswith("model_constants_config.json")
-        return json.dumps({"config": {"evil": config}}).encode() if is_list else content
-
-    extra = {f"data/constants/{entry}": pickle.dumps(RunsCode(marker))}
-    evil = rewritten(archive, tmp_path / "evil.pt2", change, extra)
+    listed = json.dumps({"config": {"evil": config}}).encode()
+    evil = tampered(
+        in_member("model_constants_config.json", lambda _: listed),
+        extra={f"data/constants/{entry}": pickle.dumps(RunsCode(marker))},
+    )
     with contextlib.suppress(Exception):
         torch.export.load(evil)
-    assert marker.exists()
-    marker.unlink()
+    the_danger_is_real(marker)
 
-    with pytest.raises(ModelError, match=rf"holds '.*/{entry}'"):
-        load_archive(evil)
-
-    assert not marker.exists()
+    assert_refused(evil, marker, rf"holds '.*/{entry}'")
 
 
-def test_a_list_of_constants_that_names_an_opaque_object_is_refused(archive: Path, tmp_path: Path) -> None:
+def test_a_list_of_constants_that_names_an_opaque_object_is_refused(tampered: Tamper) -> None:
     config = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": {"dtype": 7}}
-
-    def change(name: str, content: bytes) -> bytes:
-        is_list = name.endswith("model_constants_config.json")
-        return json.dumps({"config": {"evil": config}}).encode() if is_list else content
+    listed = json.dumps({"config": {"evil": config}}).encode()
 
     with pytest.raises(ModelError, match="'opaque_obj_0', which is no plain tensor"):
-        load_archive(rewritten(archive, tmp_path / "evil.pt2", change, {}))
-
-
-def test_operators_that_open_files_are_refused(archive: Path, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_bytes(bytes(4000))
-
-    def overwrite(program: dict) -> None:
-        graph = program["graph_module"]["graph"]
-        meta = next(iter(graph["tensor_values"].values()))
-        graph["tensor_values"]["file"] = meta | {"sizes": [{"as_int": 64}], "strides": [{"as_int": 1}]}
-        graph["tensor_values"]["filled"] = graph["tensor_values"]["file"]
-        graph["nodes"][:0] = [
-            call("aten.from_file.default", "file", filename={"as_string": str(victim)}, shared={"as_bool": True},
-                 size={"as_int": 64}),
-            call("aten.fill_.Scalar", "filled", self={"as_tensor": {"name": "file"}}, value={"as_int": 7}),
-        ]  # fmt: skip
-
-    evil = rewritten(archive, tmp_path / "evil.pt2", on_graph(overwrite), {})
-    # The danger is real.
-    torch.export.load(evil).module(check_guards=False)(torch.rand(2, 3, 8, 8))
-    assert any(victim.read_bytes())
-    victim.write_bytes(bytes(4000))
-
-    with pytest.raises(ModelError, match=r"calls 'torch\.ops\.aten\.from_file\.default'"):
-        load_archive(evil)
-
-    assert not any(victim.read_bytes())
-
-
-@pytest.mark.parametrize(
-    ("argument", "says"),
-    [
-        pytest.param({"as_operator": "torch.os.system"}, "holds as_operator", id="function"),
-        pytest.param({"as_graph": {"name": "g", "graph": {}}}, "holds as_graph", id="graph"),
-        pytest.param({"as_strings": ["touch file"]}, "holds as_strings", id="texts"),
-        pytest.param({"as_custom_obj": {"name": "x", "class_fqn": "y"}}, "holds as_custom_obj", id="object"),
-        pytest.param({"as_string": "/etc/passwd"}, "passes the text '/etc/passwd'", id="path"),
-        pytest.param({"as_tensor": {"name": "x):\n    import os\ndef f("}}, "holds the name", id="code-for-a-name"),
-    ],
-)
-def test_arguments_that_are_no_numbers_tensors_or_modes_are_refused(
-    archive: Path, tmp_path: Path, argument: dict, says: str
-) -> None:
-    def change(program: dict) -> None:
-        program["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = argument
-
-    with pytest.raises(ModelError, match=says):
-        load_archive(rewritten(archive, tmp_path / "evil.pt2", on_graph(change), {}))
-
-
-@pytest.mark.parametrize(
-    "container",
-    [
-        pytest.param(
-            {"type": "collections.defaultdict", "context": {"default_factory_module": "this"}, "children_spec": []},
-            id="imports-a-module",
-        ),
-        pytest.param(
-            {"type": "builtins.dict", "context": '[{"__enum__": true, "fqn": "this:d"}]', "children_spec": []},
-            id="imports-an-enumeration",
-        ),
-    ],
-)
-def test_containers_that_import_are_refused(archive: Path, tmp_path: Path, container: dict) -> None:
-    def change(program: dict) -> None:
-        program["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps([1, container])
-
-    with pytest.raises(ModelError, match="container that is no tuple, list or dict"):
-        load_archive(rewritten(archive, tmp_path / "evil.pt2", on_graph(change), {}))
-
-
-@pytest.mark.parametrize(
-    "expression",
-    [
-        pytest.param("eval('1')", id="eval"),
-        pytest.param("__import__('os').getpid()", id="import"),
-        pytest.param("S('1')", id="sympify-again"),
-        pytest.param("Max('x', 1)", id="text-that-sympy-parses"),
-        pytest.param("Symbol('a.b')", id="symbol-that-is-no-name"),
-        pytest.param("(lambda: 1)()", id="lambda"),
-        pytest.param("x.y", id="attribute"),
-    ],
-)
-def test_expressions_that_are_no_sizes_are_refused(archive: Path, tmp_path: Path, expression: str) -> None:
-    def change(program: dict) -> None:
-        program["added"] = {"as_expr": {"expr_str": expression}}
-
-    evil = rewritten(archive, tmp_path / "evil.pt2", on_graph(change), {})
-
-    with pytest.raises(ModelError, match="code where a size should be"):
-        load_archive(evil)
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "torch.load", "torch.ops.load_library", "torch.ops.aten.__class__.mro", "_operator.methodcaller", "#ext:x",
-        "torch.ops.aten.save.default", "torch.ops.debugprims.load_tensor.default", "torch.ops.aten.set_.source_Storage",
-        "torch.ops.aten.format.default", "torch.ops.profiler._record_function_enter.default",
-        "torch.ops.higher_order.hints_wrapper", "torch.ops.aten._print.default", "torch.ops.aten.no_such.default",
-    ],
-)  # fmt: skip
-def test_calls_that_are_no_operators_are_refused(archive: Path, tmp_path: Path, target: str) -> None:
-    def change(program: dict) -> None:
-        program["graph_module"]["graph"]["nodes"][0]["target"] = target
-
-    evil = rewritten(archive, tmp_path / "evil.pt2", on_graph(change), {})
-
-    with pytest.raises(ModelError, match=rf"calls {re.escape(repr(target))}"):
-        load_archive(evil)
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param([], id="list"),
-        pytest.param({}, id="empty"),
-        pytest.param({"graph_module": {"graph": {"nodes": [3]}}}, id="node-is-a-number"),
-        pytest.param(
-            {"graph_module": {"graph": {"nodes": [{"target": "torch.ops.aten.relu.default", "metadata": "x"}]}}},
-            id="remarks-are-text",
-        ),
-    ],
-)
-def test_json_that_is_no_program(archive: Path, tmp_path: Path, program: object) -> None:
-    def change(name: str, content: bytes) -> bytes:
-        return json.dumps(program).encode() if name.endswith("models/model.json") else content
-
-    with pytest.raises(ModelError, match=r"holds no exported program|is damaged"):
-        load_archive(rewritten(archive, tmp_path / "odd.pt2", change, {}))
+        load_archive(tampered(in_member("model_constants_config.json", lambda _: listed)))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
