@@ -51,3 +51,12 @@ def agree() -> Callable[..., None]:
         assert error(actual, exact) <= tolerance_of(actual.dtype, "tf32x3" if actual.is_cuda else "ieee")
 
     return check
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors are taken for CUDA tensors: kernels run in the interpreter."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    from unit_fast.kernels import ops
+
+    monkeypatch.setattr(ops, "_runs_kernels", lambda x: x.dtype in ops.KERNEL_DTYPES)
