@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph, in_dtype
+from unit_fast.fusion.postpone_transposes import postpone_transposes
 from unit_fast.fusion.rewrite import call, constant, set_constant, tidy
 from unit_fast.sites import clamp_bound
 
@@ -36,6 +37,7 @@ def in_half(graph: FlatGraph) -> FlatGraph:
             _cast_readers(half.module, node)
         elif node.op == "output":
             node.args = (tuple(_in_float32(half.module, value, node) for value in node.args[0]),)
+    postpone_transposes(half.module)
     tidy(half.module)
     return half
 

@@ -68,6 +68,31 @@ def test_no_activation_exceeds_its_bound_in_float16() -> None:
         assert (activations[site].double() >= bound.double() * (1 - 2e-3)).any()
 
 
+class Encoder(nn.Module):
+    """Attention as torch has it: tokens come first while its linear layers run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 5))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 6, 8) -> (N, 5)
+        y = self.norm(x)
+        y, _ = self.attention(y, y, y, need_weights=False)
+        return self.mlp(x + y).mean(1)
+
+
+def test_attention_survives_the_optimiser_of_onnxruntime(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, tokens = Encoder().eval(), torch.randn(4, 6, 8)
+    bounds = bounds_for(model, tokens, "channel")
+
+    report = export_onnx(model, bounds, tmp_path / "m.onnx", example_input=tokens, precision="fp16")
+
+    assert report.parity is not None
+    assert {check.optimized for check in report.parity.checks} == {False, True}
+
+
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
     model, images = make("small")
     with torch.no_grad():
