@@ -1,7 +1,11 @@
 """Whole networks, without bounds and with bounds per neuron, by every way to run them that is there."""
 
+import atexit
+import importlib.util
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.conftest import DEVICE, Measure
+from benchmarks.export import PLAIN, PLAIN_INT8, THREADS, Way, Workshop, openvino_infer, samples
 from benchmarks.models import available, make, make_bounds
 from unit_fast.bounds import Bounds
+from unit_fast.export import OnnxRuntimeModel
 from unit_fast.runtime import sanitize
 from unit_fast.runtime.backends import unavailable
 
@@ -19,13 +25,23 @@ NETWORKS = ("resnet18_32", "resnet50", "vgg16", "mobilenet_v2", "vit_b16", "conv
 BATCHES = (1, 32, 256) if ON_GPU else (1, 16)
 DTYPE = torch.float16 if ON_GPU else torch.float32
 MODES = ("default", "reduce-overhead", "max-autotune") if ON_GPU else ("freezing",)
+RUNTIMES = () if ON_GPU else ("onnxruntime", "openvino")
+WAYS = {
+    "unclamped fp32": PLAIN,
+    "sanitised fp32": Way("auto", "neuron"),
+    "unclamped int8": PLAIN_INT8,
+    "sanitised int8": Way("auto", "neuron", "int8"),
+}
+"""Files that runtimes run, by what they are."""
 PROVIDERS = (
     *("unclamped eager", *(f"unclamped {mode}" for mode in MODES)),
     *("sanitised eager", *(f"sanitised {mode}" for mode in MODES)),
     *(f"unit_fast {backend}" for backend in ("auto", "triton", "onnxruntime", "compile")),
+    *(f"{way} in {runtime}" for runtime in RUNTIMES for way in WAYS),
 )
-# Relative to 1 + |output|; a clamp that is lost shows as more.
+# Relative to 1 + |output|; a clamp that is lost shows as more. Eight bits give two digits.
 WITHIN = 0.05 if ON_GPU else 1e-3
+WITHIN_INT8 = 0.3
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -40,13 +56,14 @@ def test_model(measure: Measure, network: str, batch: int, provider: str) -> Non
     clamped = not provider.startswith("unclamped")
     with torch.no_grad():
         expected = _sanitised(model, bounds, example, "eager")(x) if clamped else model(x)
-        run = _provider(provider, model, bounds, example, batch)
+        made_file = " in " in provider
+        run = _exported(provider, network) if made_file else _provider(provider, model, bounds, example, batch)
         measure(
             lambda: run(x),
             expected,
             group=f"{network} batch {batch}",
             provider=provider,
-            within=WITHIN,
+            within=WITHIN_INT8 if "int8" in provider else WITHIN,
         )
 
 
@@ -65,6 +82,30 @@ def _provider(name: str, model: nn.Module, bounds: Bounds, example: Tensor, batc
     return torch.compile(graph, dynamic=False, mode=way)
 
 
+def _exported(provider: str, network: str) -> Callable[[Tensor], Tensor]:
+    """A file in its runtime, called with tensors; ``benchmarks.export`` times it alone in a process."""
+    way, runtime = provider.split(" in ")
+    if importlib.util.find_spec(runtime) is None:
+        pytest.skip(f"{runtime} is not installed: pip install unit_fast[bench]")
+    file = _file(network, WAYS[way])
+    if runtime == "onnxruntime":
+        return OnnxRuntimeModel(file, threads=THREADS)
+    infer = openvino_infer(file)
+    return lambda x: torch.from_numpy(infer([x.numpy()])[0])
+
+
+@cache
+def _workshop() -> Workshop:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Workshop(Path(folder.name))
+
+
+@cache
+def _file(network: str, way: Way) -> Path:
+    return _workshop().file(network, way)
+
+
 def _sanitised(model: nn.Module, bounds: Bounds, example: Tensor, backend: str) -> Any:
     return sanitize(model, bounds, example, backend=backend)  # type: ignore[arg-type]
 
@@ -75,4 +116,5 @@ def _network(name: str) -> tuple[nn.Module, Tensor, Bounds]:
     model, example = model.to(DEVICE, DTYPE), example.to(DEVICE, DTYPE)
     if ON_GPU:
         model = model.to(memory_format=torch.channels_last)
-    return model, example, make_bounds(model, example, "neuron")
+    # On the CPU those of the files, which are fitted to as many images as int8.
+    return model, example, make_bounds(model, example if ON_GPU else torch.cat(samples(example)), "neuron")

@@ -8,6 +8,7 @@ come from commands that give each its own: ``benchmarks.runtime``, ``benchmarks.
 ``benchmarks.gpu``.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.environment import device_ceilings
 from benchmarks.gpu.timing import time_calls
+from benchmarks.roofline import Ceilings, CpuCeilings, cpu_ceilings
 from unit_fast.kernels.agreement import error
 
 Measure = Callable[..., None]
@@ -48,9 +51,11 @@ def measure(benchmark: Any) -> Measure:
             benchmark.group = group
             told = {"provider": provider, "error": found, "bytes": bytes_moved, "flops": flops, "device": str(DEVICE)}
             benchmark.extra_info.update({name: value for name, value in told.items() if value is not None})
+            benchmark.extra_info["l2"] = "warm"  # the same operands again and again
+            seconds = None
             if DEVICE.type == "cuda":
-                benchmark.extra_info["replay_us"] = asdict(time_calls([call], "cuda"))
-                benchmark.extra_info["l2"] = "warm"
+                replay = time_calls([call], "cuda")
+                benchmark.extra_info["replay_us"], seconds = asdict(replay), replay.median * 1e-6
 
                 def finished() -> None:
                     call()
@@ -59,5 +64,23 @@ def measure(benchmark: Any) -> Measure:
                 benchmark(finished)
             else:
                 benchmark(call)
+                seconds = benchmark.stats.stats.median if benchmark.stats is not None else None
+            if seconds is not None and bytes_moved is not None:
+                least = _least_seconds(bytes_moved, flops or 0)
+                benchmark.extra_info["percent_of_roofline"] = 100 * least / seconds
 
     return measured
+
+
+def _least_seconds(moved: int, operations: int) -> float:
+    ceilings = _ceilings()
+    limits = ceilings.at(moved) if isinstance(ceilings, CpuCeilings) else ceilings
+    return max(moved / limits.bandwidth, operations / limits.peak)
+
+
+@functools.cache
+def _ceilings() -> Ceilings | CpuCeilings:
+    if DEVICE.type == "cpu":
+        return cpu_ceilings()
+    found = device_ceilings(dry_run=False)
+    return Ceilings(found["bandwidth"], found["peaks"]["fp16"])

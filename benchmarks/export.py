@@ -229,8 +229,8 @@ def onnxruntime_calls(path: Path) -> dict[str, Call]:
     return {str(batch): partial(model.run, feed) for batch, feed in _feeds(model).items()}
 
 
-def openvino_calls(path: Path) -> dict[str, Call]:
-    """Calls of a file in OpenVINO, by batch size; runs in the process that is timed."""
+def openvino_infer(path: Path) -> Callable[[Any], Any]:
+    """What runs a file in OpenVINO: takes its inputs as arrays, by name or in a list."""
     import openvino
 
     settings = {
@@ -238,8 +238,14 @@ def openvino_calls(path: Path) -> dict[str, Call]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, where the processor has it
     }
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
-    return {str(batch): partial(request.infer, feed) for batch, feed in _feeds(OnnxRuntimeModel(path)).items()}
+    infer: Callable[[Any], Any] = openvino.Core().compile_model(path, "CPU", settings).create_infer_request().infer
+    return infer
+
+
+def openvino_calls(path: Path) -> dict[str, Call]:
+    """Calls of a file in OpenVINO, by batch size; runs in the process that is timed."""
+    infer = openvino_infer(path)
+    return {str(batch): partial(infer, feed) for batch, feed in _feeds(OnnxRuntimeModel(path)).items()}
 
 
 def _feeds(model: OnnxRuntimeModel) -> dict[int, dict[str, np.ndarray]]:

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.conftest import DEVICE, Measure
-from benchmarks.gpu.layers import ROUNDED_TWICE, Operands, candidates, eager, library, operands_of
+from benchmarks.gpu.layers import candidates
+from benchmarks.layer_calls import Operands, compiled, eager, library, operands_of
 from benchmarks.roofline import bytes_moved, flops
 from benchmarks.shapes import NETWORKS, Layer, layers_of, merged
-from unit_fast.kernels.agreement import tolerance_of
+from unit_fast.kernels.agreement import ROUNDED_TWICE, tolerance_of
 from unit_fast.kernels.dispatch.candidates import REFERENCES
 
 ON_GPU = DEVICE.type == "cuda"
 DTYPE = torch.float16 if ON_GPU else torch.float32
 BATCHES = (1, 32, 256) if ON_GPU else (1, 16)
-PROVIDERS = ("library", "eager", "epilogue", "fused")
+PROVIDERS = ("library", "eager", "compile", "epilogue", "cudnn graph", "fused")
 
 
 @functools.cache
@@ -49,11 +50,13 @@ def measure_layer(measure: Measure, layer: Layer, batch: int, provider: str) -> 
 def _call(layer: Layer, given: Operands, provider: str) -> Callable[[], Tensor]:
     if provider in ("library", "eager"):
         return functools.partial({"library": library, "eager": eager}[provider], layer, given)
-    wanted = "triton" if provider == "fused" else "library"
+    if provider == "compile":
+        return functools.partial(compiled(layer, given), given)
+    wanted = {"fused": "triton", "cudnn graph": "cudnn", "epilogue": "library"}[provider]
     # The likeliest best configuration; benchmarks.gpu times them all.
     found = next((candidate for candidate in candidates(layer, given, 1) if candidate.provider == wanted), None)
     if found is None:
-        pytest.skip("the kernels need a GPU")
+        pytest.skip("needs a GPU" if not ON_GPU else "cuDNN's graph API is not installed")
     return functools.partial(found.call, *given.arguments(layer, packed=wanted == "triton"))
 
 

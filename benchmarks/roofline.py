@@ -41,6 +41,13 @@ class CpuCeilings:
         rates = [rate for size, rate in self.copies if size >= moved]
         return Ceilings(max(rates, default=self.memory.bandwidth), self.peak)
 
+    def or_better(self, other: "CpuCeilings") -> "CpuCeilings":
+        """What either measurement reached, of copies of the same sizes: the clock and neighbours come and go."""
+        pairs = zip(self.copies, other.copies, strict=True)
+        return CpuCeilings(
+            max(self.peak, other.peak), tuple((size, max(rate, again)) for (size, rate), (_, again) in pairs)
+        )
+
     @property
     def memory(self) -> Ceilings:
         """The ceilings of what does not stay in a cache."""

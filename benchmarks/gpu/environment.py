@@ -72,7 +72,11 @@ def measured_ceilings(session: Session) -> dict[str, Any]:
     if not session.ceilings:
         deadline = max(session.deadline, time.monotonic() + 60)
         tasks = run_tasks(
-            "benchmarks.gpu.environment:_ceilings", [session.dry_run], workers=1, task_seconds=60, deadline=deadline
+            "benchmarks.gpu.environment:device_ceilings",
+            [session.dry_run],
+            workers=1,
+            task_seconds=60,
+            deadline=deadline,
         )
         outcome = next(tasks, None)
         if outcome is None or outcome.failure:
@@ -89,7 +93,8 @@ def ceilings_of(session: Session, dtype: str) -> Ceilings:
     return Ceilings(found["bandwidth"], found["peaks"][dtype])
 
 
-def _ceilings(dry_run: bool) -> dict[str, Any]:
+def device_ceilings(dry_run: bool) -> dict[str, Any]:
+    """Measure them in this process; of tiny operands on the CPU in a dry run."""
     device = "cpu" if dry_run else "cuda"
     buffer, size = (2**16, 64) if dry_run else (2**32, 8192)
     source = torch.randint(0, 255, (buffer,), dtype=torch.uint8, device=device)

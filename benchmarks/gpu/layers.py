@@ -1,15 +1,16 @@
-"""Part "layers": the layers of five networks in fp16, by four providers, each verified before it is timed.
+"""Part "layers": the layers of networks in fp16, by several providers, each verified before it is timed.
 
 library   cuDNN's convolution or cuBLAS's product with its bias, and nothing else
 eager     the same, then residual, activation and clamp as torch's own kernels
+compile   torch.compile's compiler, frozen weights: the library and one kernel for the rest; for ``COMPILED`` only
 epilogue  the library without bias, then our pointwise kernel for all the rest
+cudnn graph  the whole as one graph of cuDNN's, where that is installed and can
 fused     our kernel for the whole, the fastest of the configurations that the shape leaves
 
 At batch 1 operands stay in L2 ("warm"), as in a network whose last layer has just written them; larger batches are
 timed with L2 "cold" (see ``timing``). All cores verify and so compile first, nothing else runs while times are taken.
 """
 
-import math
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -18,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -27,19 +27,21 @@ from benchmarks.gpu.environment import ceilings_of
 from benchmarks.gpu.pool import run_tasks
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.timing import L2, sets_for, time_calls
+from benchmarks.layer_calls import Operands, compiled, eager, library, operands_of
+from benchmarks.layer_rows import best_of_ours
 from benchmarks.shapes import NETWORKS, Layer, merged
 from unit_fast.kernels.agreement import ROUNDED_TWICE, error, tolerance_of
 from unit_fast.kernels.checks import conv_size
 from unit_fast.kernels.dispatch.candidates import REFERENCES, Candidate, candidates_for
 from unit_fast.kernels.dispatch.environment import environment_of
 from unit_fast.kernels.dispatch.problem import Problem
-from unit_fast.kernels.layout import pack_bound, pack_weight
-from unit_fast.kernels.reference import activate_ref
 
 BATCHES = (256, 1, 32)
 DTYPE, DTYPE_NAME = torch.float16, "fp16"
 WIDTH = 4
 """Configurations a layer that are compiled, verified and timed."""
+COMPILED = ("resnet50", 256)
+"""The network and batch size whose layers are compiled too: two seconds each, on one core."""
 VERIFYING_SHARE = 0.45
 """Of the part's time: what is not verified by then is not timed."""
 TASK_SECONDS = 90.0
@@ -96,7 +98,7 @@ def _totals(rows: list[dict[str, Any]]) -> list[str]:
         medians = {name: timing["median"] for name, timing in row.get("providers", {}).items()}
         if not {"library", "eager", "epilogue"} <= set(medians):
             continue
-        medians["best of ours"] = min(medians["epilogue"], medians.get("fused", math.inf))
+        medians["best of ours"] = medians[str(best_of_ours(row))]
         for network, count in row["networks"].items():
             for name in ("library", "eager", "epilogue", "best of ours"):
                 sums[network, row["batch"]][name] += count * medians[name] / 1e3
@@ -140,45 +142,9 @@ def shrunken(layer: Layer, most: int = 16) -> Layer:
     return replace(layer, sample=sample, weight=weight, out_sample=out, groups=groups)
 
 
-@dataclass(frozen=True)
-class Operands:
-    """What a layer is given, as each provider wants it."""
-
-    x: Tensor  # channels_last where it is a map
-    weight: Tensor  # channels_last, for the library
-    packed: Tensor  # as our kernels read it
-    bias: Tensor
-    residual: Tensor | None
-    bound: Tensor | None  # per neuron, packed
-
-    def arguments(self, layer: Layer, *, packed: bool) -> tuple[Any, ...]:
-        """In the order of the operator's schema."""
-        weight = self.packed if packed else self.weight
-        return (self.x, weight, self.bias, self.residual, self.bound, *layer.options)
-
-
 def operands(task: Measurement, seed: int) -> Operands:
     """Random operands of a task."""
     return operands_of(task.layer, task.batch, "cpu" if task.dry_run else "cuda", DTYPE, seed)
-
-
-def operands_of(layer: Layer, batch: int, device: str, dtype: torch.dtype, seed: int) -> Operands:
-    """Random operands: sums of unit variance; about a fifth of the outputs saturate."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
-
-    layout = torch.channels_last if layer.operator == "conv2d" else torch.contiguous_format
-    weight = draw(*layer.weight) * math.prod(layer.weight[1:]) ** -0.5
-    return Operands(
-        draw(batch, *layer.sample).contiguous(memory_format=layout),
-        weight.contiguous(memory_format=layout),
-        pack_weight(weight, layer.groups) if layer.operator == "conv2d" else weight,
-        0.5 * draw(layer.weight[0]),
-        draw(batch, *layer.out_sample).contiguous(memory_format=layout) if layer.residual else None,
-        pack_bound(0.5 + draw(*layer.out_sample).abs()) if layer.bounded else None,
-    )
 
 
 def candidates(layer: Layer, given: Operands, width: int) -> list[Candidate]:
@@ -204,10 +170,15 @@ def verify(task: Measurement) -> dict[str, str]:
         None if given.bound is None else given.bound.float(),
         *layer.options,
     )
-    return {
-        candidate.name: _verdict(candidate, layer, given, picked, exact)
-        for candidate in candidates(layer, given, 1 if task.dry_run else WIDTH)
-    }
+    found = candidates(layer, given, 1 if task.dry_run else WIDTH)
+    if compiles(task):
+        found.append(Candidate("compile", "library", lambda *_: compiled(layer, given)(given)))
+    return {candidate.name: _verdict(candidate, layer, given, picked, exact) for candidate in found}
+
+
+def compiles(task: Measurement) -> bool:
+    """Whether the provider "compile" is among those of a layer."""
+    return not task.dry_run and task.batch == COMPILED[1] and COMPILED[0] in dict(task.layer.networks)
 
 
 def _nan_in_new_memory() -> None:
@@ -232,23 +203,6 @@ def _verdict(candidate: Candidate, layer: Layer, given: Operands, picked: list[i
     return "" if largest <= allowed else f"wrong by up to {largest:.2g}, allowed is {allowed:.2g}"
 
 
-def eager(layer: Layer, given: Operands) -> Tensor:
-    """The layer as the sanitised graph runs it, operator by operator."""
-    y = library(layer, given)
-    if given.residual is not None:
-        y = y + given.residual
-    y = activate_ref(y, layer.act)
-    return y if given.bound is None else torch.ops.unit_fast.clamp_bound.default(y, given.bound)
-
-
-def library(layer: Layer, given: Operands) -> Tensor:
-    """The library's part of the layer, with the bias that it takes along."""
-    if layer.operator == "linear":
-        return F.linear(given.x, given.weight, given.bias)
-    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    return F.conv2d(given.x, given.weight, given.bias, *geometry)
-
-
 def timed(task: Measurement) -> dict[str, Any]:
     """The timing of every provider; of our kernels each configuration, and as "fused" the fastest."""
     torch.backends.cudnn.benchmark = True  # the library at its best
@@ -257,12 +211,16 @@ def timed(task: Measurement) -> dict[str, Any]:
     wanted: L2 = "warm" if task.batch == 1 else "cold"
     footprint = roofline.bytes_moved(task.layer, task.batch, DTYPE.itemsize)
     number, l2 = (1, wanted) if task.dry_run else sets_for(footprint, l2_bytes, wanted)
-    with torch.inference_mode():
+    with torch.no_grad():
         sets = [operands(task, seed) for seed in range(number)]
         providers: dict[str, Any] = {
             "library": asdict(time_calls([partial(library, task.layer, given) for given in sets], device)),
             "eager": asdict(time_calls([partial(eager, task.layer, given) for given in sets], device)),
         }
+        if "compile" in task.verified:
+            # The weights are in the compiled code: one set of them, and inputs in turn.
+            run = compiled(task.layer, sets[0])
+            providers["compile"] = asdict(time_calls([partial(run, given) for given in sets], device))
         tiles: dict[str, dict[str, Any]] = {}
         for candidate in candidates(task.layer, sets[0], 1 if task.dry_run else WIDTH):
             if candidate.name not in task.verified:
@@ -273,7 +231,7 @@ def timed(task: Measurement) -> dict[str, Any]:
             if fused:
                 tiles[candidate.name] = timing
             else:
-                providers["epilogue"] = timing
+                providers["cudnn graph" if candidate.provider == "cudnn" else "epilogue"] = timing
         if tiles:
             best = min(tiles, key=lambda name: float(tiles[name]["median"]))
             providers["fused"] = tiles[best] | {"configuration": best}
@@ -284,11 +242,18 @@ def timed(task: Measurement) -> dict[str, Any]:
     return {"providers": providers, "configurations": medians, "l2": l2, "operand_sets": number}
 
 
+def layer_of(row: dict[str, Any]) -> Layer:
+    """The layer that a row of the results, as written, is about."""
+    shape = {name: tuple(value) if isinstance(value, list) else value for name, value in row["shape"].items()}
+    return Layer(**shape, networks=tuple(row["networks"].items()))
+
+
 def _row(task: Measurement, found: dict[str, Any], ceilings: roofline.Ceilings) -> dict[str, Any]:
     layer, batch = task.layer, task.batch
     least = 1e6 * roofline.seconds(layer, batch, DTYPE.itemsize, ceilings)
     row: dict[str, Any] = {
         "layer": layer.name,
+        "shape": {name: value for name, value in asdict(layer).items() if name != "networks"},
         "networks": dict(layer.networks),
         "batch": batch,
         "flops": roofline.flops(layer, batch),

@@ -51,6 +51,11 @@ def test_what_fits_a_cache_is_held_against_the_best_copy_that_is_as_large():
     assert ceilings.memory == Ceilings(bandwidth=3.0, peak=7.0)
 
 
+def test_the_better_of_two_measurements_counts():
+    first, second = CpuCeilings(7.0, ((8, 5.0), (64, 2.0))), CpuCeilings(6.0, ((8, 4.0), (64, 3.0)))
+    assert first.or_better(second) == CpuCeilings(7.0, ((8, 5.0), (64, 3.0)))
+
+
 def test_the_ceilings_of_this_machine_are_measured():
     ceilings = cpu_ceilings(sizes=(2**16, 2**20), edge=256)
     assert [size for size, _ in ceilings.copies] == [2**16, 2**20]
