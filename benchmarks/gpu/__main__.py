@@ -1,16 +1,18 @@
 """Everything worth knowing about the kernels on one GPU, in under nine minutes.
 
-    python -m benchmarks.gpu                              # all parts but those only when named
-    python -m benchmarks.gpu --part values,layers         # some
-    python -m benchmarks.gpu --dry-run                    # the whole path on a machine without a GPU
+    python -m benchmarks.gpu                              # all parts but the last
+    python -m benchmarks.gpu --part values,layers         # some, which share the time
+    python -m benchmarks.gpu --dry-run                    # every part, on a machine without a GPU
 
 Each part writes ``benchmarks/results/gpu_<device>_<part>.json`` as it goes, so that a run that is cut off yields:
 
 environment  the machine, its copy bandwidth and its matrix products' peak
 values       every shipped configuration × dtype × shapes against the reference: which differ, which fail
-layers       the layers of five networks: library alone, + eager clamp, + our epilogue, fused; % of the roofline
-dispatch     the table of choices for this GPU, which ships; a run that was cut off is continued by the next
-models       whole networks against torch.compile, and warm-up; only when named: max-autotune takes minutes each
+layers       the layers of networks: library alone, + eager clamp, + our epilogue, fused; % of the roofline
+models       whole networks against torch.compile, and warm-up; a run that was cut off is continued by the next, as one
+             will be: max-autotune takes minutes each
+dispatch     the table of choices for this GPU, which ships; likewise
+profile      the kernels of the three worst layers, with their registers, shared memory and occupancy
 sanitizer    a sample of the values under compute-sanitizer; only when named
 """
 
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.parts import PARTS, Part
+from benchmarks.gpu.parts import PARTS, Part, deadline
 from benchmarks.gpu.session import open_session
 from benchmarks.results_file import RESULTS
 
@@ -35,7 +37,7 @@ MOST_WORKERS = 16
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; returns 0, or 1 where one failed."""
     options = _parser().parse_args(arguments)
-    parts = _chosen(options.part)
+    parts = _chosen(options.part, options.dry_run)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes of the pool: they share the cores already
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported, here and in the processes of the pool
@@ -49,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
     failed = []
-    for part in parts:
+    for place, part in enumerate(parts):
         if time.monotonic() >= ends:
             print(f"{part.name}: left out, the {options.budget:.0f} s are spent", flush=True)
             failed.append(part.name)
             continue
         started = time.monotonic()
-        session.deadline = min(ends, started + part.seconds)
+        session.deadline = deadline(part, parts[place + 1 :], started, ends)
         print(f"{part.name}: up to {session.remaining:.0f} s on {session.device_name}", flush=True)
         try:
             print("\n".join(part.measure(session)), flush=True)
@@ -84,12 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(names: str) -> list[Part]:
+def _chosen(names: str, dry_run: bool) -> list[Part]:
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     known = {part.name: part for part in PARTS}
     if unknown := [name for name in wanted if name not in known]:
         raise SystemExit(f"there is no part {', '.join(unknown)}; expected some of {', '.join(known)}")
-    return [part for part in PARTS if (part.name in wanted if wanted else part.by_default)]
+    return [part for part in PARTS if (part.name in wanted if wanted else part.by_default or dry_run)]
 
 
 if __name__ == "__main__":

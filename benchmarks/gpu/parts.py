@@ -5,7 +5,7 @@ To add a part: a module with ``measure(session: Session) -> list[str]``, which w
 line below.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -19,7 +19,8 @@ class Part:
     Attributes:
         name: as ``--part`` and the files name it.
         module: that measures it; imported when it runs, since Triton decides then whether it interprets.
-        seconds: it may take at most.
+        seconds: its share of a whole run. A part that ends before leaves its time to the later ones; one that is
+            named alone has all of it.
         by_default: whether it runs without being named.
     """
 
@@ -37,9 +38,15 @@ class Part:
 
 PARTS = (
     Part("environment", "benchmarks.gpu.environment", 40),
-    Part("values", "benchmarks.gpu.values", 130),
-    Part("layers", "benchmarks.gpu.layers", 220),
-    Part("dispatch", "benchmarks.gpu.dispatch", 540),
-    Part("models", "benchmarks.gpu.models", 540, by_default=False),
+    Part("values", "benchmarks.gpu.values", 120),
+    Part("layers", "benchmarks.gpu.layers", 170),
+    Part("models", "benchmarks.gpu.models", 120),
+    Part("dispatch", "benchmarks.gpu.dispatch", 60),
+    Part("profile", "benchmarks.gpu.profile", 30),
     Part("sanitizer", "benchmarks.gpu.sanitizer", 400, by_default=False),
 )
+
+
+def deadline(part: Part, later: Sequence[Part], now: float, ends: float) -> float:
+    """When ``part`` must end, for those ``later`` to have their shares of the time until ``ends``."""
+    return now + (ends - now) * part.seconds / sum(each.seconds for each in (part, *later))

@@ -29,12 +29,18 @@ DRY_CASES = 4
 
 
 def measure(session: Session) -> list[str]:
-    """Run the sample under each tool and write what was found.
+    """Run the sample under each tool and write what was found; a dry run without the tool runs the sample alone.
 
     Raises:
         RuntimeError: there is no compute-sanitizer, or it does not see the planted fault.
     """
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if tool is None and session.dry_run:
+        run = _run([sys.executable, "-m", "benchmarks.gpu.sanitizer", "--most", str(DRY_CASES)], session.remaining)
+        session.write("sanitizer", {"complete": False, "runs": {"no tool": run}})
+        if run["exit_code"] != 0:
+            raise RuntimeError(f"the sample does not run: {run['said'][-1:]}")
+        return ["no compute-sanitizer: the sample alone, which is right"]
     if tool is None:
         raise RuntimeError("compute-sanitizer was not found; it comes with the CUDA toolkit, put its folder on PATH")
     figures: dict[str, Any] = {"complete": False, "runs": {}}

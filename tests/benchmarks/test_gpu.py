@@ -22,10 +22,10 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    result = _run("--dry-run", "--part", "values,layers", "--out", str(folder), "--workers", "1")
+    result = _run("--dry-run", "--part", "values,layers,profile", "--out", str(folder), "--workers", "1")
     assert result.returncode == 0, result.stdout + result.stderr
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["gpu_dry_run_layers.json", "gpu_dry_run_values.json"]
+    assert names == [f"gpu_dry_run_{part}.json" for part in ("layers", "profile", "values")]
     return {name.split("_")[-1]: json.loads((folder / name).read_text())["figures"] for name in names}
 
 
@@ -54,6 +54,16 @@ def test_layers_are_timed_by_every_provider(figures):
             assert row["share_of_roofline"][name] == pytest.approx(row["roofline_microseconds"] / timing["median"])
         assert row["providers"]["fused"]["configuration"] in row["configurations"]
         assert row["l2"] in ("cold", "warm")
+
+
+def test_the_three_worst_layers_are_profiled(figures):
+    profile = figures["profile.json"]
+    assert profile["complete"]
+    lost = [row["lost_microseconds"] for row in profile["rows"]]
+    assert len(lost) == 3
+    assert lost == sorted(lost, reverse=True)
+    assert {row["layer"] for row in profile["rows"]} <= {row["layer"] for row in figures["layers.json"]["rows"]}
+    assert all(row["kernels"]["eager"] for row in profile["rows"])
 
 
 def test_without_a_gpu_it_says_how_to_go_on(tmp_path):

@@ -61,6 +61,7 @@ def test_a_tool_that_misses_the_planted_fault_is_not_believed(session, monkeypat
 
 def test_without_the_tool_it_says_where_it_comes_from(session, monkeypatch):
     monkeypatch.setenv("PATH", str(session.folder))
+    session.dry_run = False
     with pytest.raises(RuntimeError, match="CUDA toolkit"):
         sanitizer.measure(session)
 
