@@ -15,6 +15,7 @@ METHODS = {
     "percentile": uf.Percentile(0.99),
     "maximum": uf.Maximum(),
     "unit": uf.Unit(steps=20),
+    "unit as published": uf.Unit(recipe="paper", steps=20),  # the whole fit set a step
 }
 
 

@@ -32,7 +32,7 @@ def roofline(figures: dict[str, Any], ours: Callable[[Row], str | None], name: s
         panel.set(xscale="log", yscale="log")
         _ceilings(panel, figures["ceilings"], min(intensities) / 2, max(intensities) * 2)
         shown = [row for row in rows if row["batch"] == batch]
-        for kind, colour, size in (("eager", COLOURS["eager"], 26), ("ours", COLOURS["ours"], 12)):
+        for kind, colour, size in (("eager", COLOURS["eager"], 22), ("ours", COLOURS["ours"], 16)):
             providers = ["eager" if kind == "eager" else str(ours(row)) for row in shown]
             rates = [rate(row, provider) for row, provider in zip(shown, providers, strict=True)]
             label = "eager, clamped" if kind == "eager" else "unit_fast"

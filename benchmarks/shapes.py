@@ -20,7 +20,7 @@ _OPERATORS: dict[object, Operator] = {
     torch.ops.unit_fast.conv2d.default: "conv2d",
     torch.ops.unit_fast.linear.default: "linear",
 }
-NETWORKS = ("resnet50", "mobilenet_v2", "vit_b16", "vgg16", "resnet18_32")
+NETWORKS = ("resnet50", "mobilenet_v2", "vit_b16", "vgg16", "resnet18_32", "convnext_t")
 """Of ``benchmarks.models``, in the order of what they tell about the kernels."""
 
 

@@ -87,7 +87,7 @@ def network_seconds(
 
 
 def by_batch() -> list[dict[str, Any]]:
-    """Half precision on an H200, five networks."""
+    """Half precision on an H200, every network."""
     rows = []
     for network in NETWORKS:
         layers = layers_of(network)
