@@ -170,10 +170,13 @@ def verify(task: Measurement) -> dict[str, str]:
         None if given.bound is None else given.bound.float(),
         *layer.options,
     )
-    found = candidates(layer, given, 1 if task.dry_run else WIDTH)
+    verdicts = {
+        candidate.name: _verdict(candidate, layer, given, picked, exact)
+        for candidate in candidates(layer, given, 1 if task.dry_run else WIDTH)
+    }
     if compiles(task):
-        found.append(Candidate("compile", "library", lambda *_: compiled(layer, given)(given)))
-    return {candidate.name: _verdict(candidate, layer, given, picked, exact) for candidate in found}
+        verdicts["compile"] = _verdict_on_compiled(layer, given, picked, exact)
+    return verdicts
 
 
 def compiles(task: Measurement) -> bool:
@@ -199,7 +202,19 @@ def _verdict(candidate: Candidate, layer: Layer, given: Operands, picked: list[i
         return f"{type(problem).__name__}: {problem}"[:300]
     except RuntimeError as fault:  # of the device: this process is of no more use
         raise RuntimeError(f"{candidate.name}: {fault}") from fault
-    allowed = tolerance_of(DTYPE) if fused else LIBRARY_TOLERANCE
+    return _compared(largest, tolerance_of(DTYPE) if fused else LIBRARY_TOLERANCE)
+
+
+@torch.no_grad()
+def _verdict_on_compiled(layer: Layer, given: Operands, picked: list[int], exact: Tensor) -> str:
+    try:
+        y = compiled(layer, given)(given)
+    except Exception as problem:  # noqa: BLE001 - whatever a compiler throws is no reason to lose the others
+        return f"{type(problem).__name__}: {problem}"[:300]
+    return _compared(error(y[picked], exact), LIBRARY_TOLERANCE)
+
+
+def _compared(largest: float, allowed: float) -> str:
     return "" if largest <= allowed else f"wrong by up to {largest:.2g}, allowed is {allowed:.2g}"
 
 
@@ -218,8 +233,7 @@ def timed(task: Measurement) -> dict[str, Any]:
             "eager": asdict(time_calls([partial(eager, task.layer, given) for given in sets], device)),
         }
         if "compile" in task.verified:
-            # The weights are in the compiled code: one set of them, and inputs in turn.
-            run = compiled(task.layer, sets[0])
+            run = compiled(task.layer, sets[0])  # with its weights: one set of them, and inputs in turn
             providers["compile"] = asdict(time_calls([partial(run, given) for given in sets], device))
         tiles: dict[str, dict[str, Any]] = {}
         for candidate in candidates(task.layer, sets[0], 1 if task.dry_run else WIDTH):

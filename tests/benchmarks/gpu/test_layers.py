@@ -74,6 +74,40 @@ def test_a_wrong_candidate_is_dropped_and_not_timed(monkeypatch):
     assert found["configurations"] == {}
 
 
+@pytest.mark.parametrize("compiler", ["right", "wrong", "broken"])
+def test_what_a_compiler_makes_is_verified_and_no_reason_to_lose_the_others(monkeypatch, compiler):
+    def compiled(layer, _given):
+        if compiler == "broken":
+            raise RuntimeError("no kernel for this")
+        return lambda operands: layers.eager(layer, operands) + (1 if compiler == "wrong" else 0)
+
+    monkeypatch.setattr(layers, "compiles", lambda _task: True)
+    monkeypatch.setattr(layers, "compiled", compiled)
+    task = Measurement(shrunken(POINT), 2, dry_run=True)
+    verdicts = verify(task)
+    assert verdicts["compile"].split(" by")[0] == {
+        "right": "", "wrong": "wrong", "broken": "RuntimeError: no kernel for this",
+    }[compiler]  # fmt: skip
+    good = tuple(name for name, verdict in verdicts.items() if not verdict)
+    assert len(good) == len(verdicts) - (compiler != "right")
+    assert ("compile" in timed(replace(task, verified=good))["providers"]) == (compiler == "right")
+
+
+def test_layers_are_compiled_where_it_tells_most():
+    layer = replace(POINT, networks=(("resnet50", 1),))
+    tasks = [Measurement(layer, 256, False), Measurement(layer, 32, False), Measurement(POINT, 256, False)]
+    assert [layers.compiles(task) for task in tasks] == [True, False, False]
+
+
+def test_cudnn_is_a_provider_of_its_own(monkeypatch):
+    graph = Candidate("cudnn graph 9", "cudnn", layers.REFERENCES["conv2d"])
+    library = Candidate("cudnn + epilogue", "library", layers.REFERENCES["conv2d"])
+    monkeypatch.setattr(layers, "candidates_for", lambda *_: [graph, library])
+    task = Measurement(shrunken(POINT), 2, dry_run=True)
+    found = timed(replace(task, verified=("cudnn graph 9", "cudnn + epilogue")))
+    assert set(found["providers"]) == {"library", "eager", "cudnn graph", "epilogue"}
+
+
 def test_totals_count_every_occurrence_and_take_the_faster_of_ours():
     def row(batch, networks, **medians):
         return {"batch": batch, "networks": networks, "providers": {k: {"median": v} for k, v in medians.items()}}
