@@ -71,6 +71,6 @@ def _two_panels() -> tuple[Figure, tuple[Axes, Axes]]:
 def _finish(panel: Axes, x: str, y: str) -> None:
     panel.set_xlabel(x)
     panel.set_ylabel(y)
-    panel.set_ylim(0, None)
+    panel.set_ylim(0, 1.05 * panel.get_ylim()[1])
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
