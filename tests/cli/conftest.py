@@ -1,5 +1,6 @@
 """A working folder with a small model and samples, and the command line to run in it."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "nets.py").write_text(FACTORY)
     np.savez(folder / "clean.npz", x=x.numpy(), y=y.numpy())
     return folder
+
+
+@pytest.fixture(scope="session")
+def fitted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bounds file that a method of calibrate gives for model.pt2 on clean.npz, made once."""
+    folder = tmp_path_factory.mktemp("fitted")
+
+    @functools.cache
+    def fit(method: str) -> Path:
+        file = folder / f"{method}.safetensors"
+        inputs = ("-m", str(prepared / "model.pt2"), "--data", str(prepared / "clean.npz"))
+        result = CliRunner().invoke(app, ["calibrate", *inputs, "--method", method, "-o", str(file), "-q"])
+        assert result.exit_code == 0, result.stderr
+        return file
+
+    return fit
 
 
 @pytest.fixture

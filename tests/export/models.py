@@ -137,8 +137,14 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
 
 @cache
 def made_bounds(name: str, granularity: Granularity, fraction: float = 0.7) -> Bounds:
-    """Bounds for ``make(name)``, captured once for all tests."""
-    return bounds_for(*make(name), granularity, fraction)
+    """Bounds for ``make(name)``."""
+    return bounds_of(_captured(name), make(name)[1], granularity, fraction)
+
+
+@cache
+def _captured(name: str) -> fx.GraphModule:
+    """``make(name)``, captured once for all tests: read it only."""
+    return capture(*make(name))
 
 
 def bounds_for(

@@ -1,0 +1,15 @@
+"""What every test gains from."""
+
+import functools
+import sys
+
+
+def pytest_runtest_setup() -> None:
+    """Let torch.onnx read onnxscript's library once: parsed anew, it is a third of what a small export takes.
+
+    Where torch keeps it elsewhere, exports are as slow as ever and nothing else changes.
+    """
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    scripts = getattr(exporter, "onnxscript_apis", None)
+    if scripts is not None and "get_torchlib_ops" not in vars(scripts):
+        scripts.get_torchlib_ops = functools.cache(scripts.get_torchlib_ops)
