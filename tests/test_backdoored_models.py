@@ -22,6 +22,24 @@ LIMITS = {
 }
 
 
+# Both models and both granularities; the other two rows would tell nothing new of int8.
+IN_INT8 = {("gtsrb_vgg_badnets_target8", "neuron"), ("gtsrb_vgg_trojan_wm_target2", "channel")}
+
+
+class InBoth:
+    """The sanitised model, which counts how often the exported file gives the same class."""
+
+    def __init__(self, sanitised: uf.SanitizedModel, exported: OnnxRuntimeModel) -> None:
+        self.sanitised, self.exported = sanitised, exported
+        self.agreed = self.seen = 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.sanitised(x)
+        self.agreed += int((self.exported(x).argmax(1) == logits.argmax(1)).sum())
+        self.seen += len(x)
+        return logits
+
+
 @pytest.mark.parametrize(("name", "granularity"), LIMITS)
 def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runtime(name, granularity, tmp_path):
     lost, left = LIMITS[name, granularity]
@@ -29,32 +47,21 @@ def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runti
     trigger, target = gtsrb.trigger_of(name)
     benign_before, _ = gtsrb.UNDEFENDED[name]
     bounds = uf.calibrate(model, gtsrb.batches("calibration"), granularity=granularity)
-    sanitised = uf.sanitize(model, bounds, torch.rand(2, 3, 32, 32), backend="eager")
-    after = uf.evaluate(sanitised, gtsrb.batches("test"), trigger=trigger, target=target)
-    assert 100 * after.attack_success_rate <= left
-    assert 100 * (benign_before.value - after.benign_accuracy) <= lost
-
     x, _ = gtsrb.load_images("test")
     exported = uf.export_onnx(model, bounds, tmp_path / "model.onnx", example_input=x[:8])
-    run = OnnxRuntimeModel(exported.path)
-    agree = 0
-    with torch.no_grad():
-        for images in x.split(500):
-            triggered = trigger(images)
-            agree += int((run(triggered).argmax(1) == sanitised(triggered).argmax(1)).sum())
-    assert agree >= 0.999 * len(x)
+    both = InBoth(uf.sanitize(model, bounds, x[:2], backend="eager"), OnnxRuntimeModel(exported.path))
+    after = uf.evaluate(both, gtsrb.batches("test"), trigger=trigger, target=target)
+    assert 100 * after.attack_success_rate <= left
+    assert 100 * (benign_before.value - after.benign_accuracy) <= lost
+    assert both.seen == 2 * len(x), "clean and triggered"
+    assert both.agreed >= 0.999 * both.seen
 
-    integers = uf.export_onnx(
-        model,
-        bounds,
-        tmp_path / "int8.onnx",
-        example_input=x[:8],
-        precision="int8",
-        calibration_data=gtsrb.batches("calibration"),
-    )
-    quantised = uf.evaluate(OnnxRuntimeModel(integers.path), gtsrb.batches("test"), trigger=trigger, target=target)
-    assert 100 * abs(quantised.benign_accuracy - after.benign_accuracy) <= 0.5
-    assert 100 * abs(quantised.attack_success_rate - after.attack_success_rate) <= 1.0
+    if (name, granularity) in IN_INT8:
+        options = {"example_input": x[:8], "calibration_data": gtsrb.batches("calibration")}
+        integers = uf.export_onnx(model, bounds, tmp_path / "int8.onnx", precision="int8", **options)
+        quantised = uf.evaluate(OnnxRuntimeModel(integers.path), gtsrb.batches("test"), trigger=trigger, target=target)
+        assert 100 * abs(quantised.benign_accuracy - after.benign_accuracy) <= 0.5
+        assert 100 * abs(quantised.attack_success_rate - after.attack_success_rate) <= 1.0
 
 
 def test_a_clean_model_loses_at_most_a_point():
