@@ -95,7 +95,10 @@ def _verified(provider: str, case: Case) -> Call:
     clamped, make = PROVIDERS[provider]
     given = operands_of(case.layer, case.batch, "cpu", DTYPE, seed=0)
     given = given if clamped else replace(given, bound=None)
-    exact = eager(case.layer, Operands(*(None if t is None else t.double() for t in vars(given).values())))
+    double: dict[str, Any] = {
+        name: tensor if tensor is None else tensor.double() for name, tensor in vars(given).items()
+    }
+    exact = eager(case.layer, Operands(**double))
     call = make(case.layer, given)
     found = error(call(), exact)
     if not found <= WITHIN:

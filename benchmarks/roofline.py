@@ -4,9 +4,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.shapes import Layer
 
@@ -54,9 +56,10 @@ class CpuCeilings:
         return Ceilings(max(self.copies)[1], self.peak)
 
 
-def cpu_ceilings(
-    sizes: tuple[int, ...] = tuple(2**power for power in range(16, 30, 2)), edge: int = 2048
-) -> CpuCeilings:
+SIZES = tuple(4**power for power in range(8, 15))  # 64 KiB to 256 MiB
+
+
+def cpu_ceilings(sizes: tuple[int, ...] = SIZES, edge: int = 2048) -> CpuCeilings:
     """Measure them, the best of a few; seconds.
 
     Args:
@@ -66,9 +69,8 @@ def cpu_ceilings(
     copies = []
     for size in sizes:
         source = torch.rand(size // 8)  # 4 bytes read and 4 written an element
-        target = torch.empty_like(source)
         calls = max(1, 2**24 // size)
-        taken = _best(lambda source=source, target=target, calls=calls: [target.copy_(source) for _ in range(calls)])
+        taken = _best(partial(_copy, torch.empty_like(source), source, calls))
         copies.append((size, size * calls / taken))
     matrix = torch.rand(edge, edge)
     maps = torch.rand(1, 128, *[math.isqrt(edge**3 // (9 * 128**2))] * 2).contiguous(memory_format=torch.channels_last)
@@ -76,6 +78,11 @@ def cpu_ceilings(
     product = 2 * edge**3 / _best(lambda: matrix @ matrix)
     convolution = 2 * 9 * 128**2 * maps[0, 0].numel() / _best(lambda: F.conv2d(maps, kernels, padding=1))
     return CpuCeilings(max(product, convolution), tuple(copies))
+
+
+def _copy(target: Tensor, source: Tensor, calls: int) -> None:
+    for _ in range(calls):
+        target.copy_(source)
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -258,7 +258,9 @@ def timed(task: Measurement) -> dict[str, Any]:
 
 def layer_of(row: dict[str, Any]) -> Layer:
     """The layer that a row of the results, as written, is about."""
-    shape = {name: tuple(value) if isinstance(value, list) else value for name, value in row["shape"].items()}
+    shape: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in row["shape"].items()
+    }
     return Layer(**shape, networks=tuple(row["networks"].items()))
 
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.layers import WIDTH, Measurement, candidates, eager, layer_of, operands
+from benchmarks.gpu.layers import WIDTH, Measurement, candidates, layer_of, operands
 from benchmarks.gpu.pool import run_tasks
 from benchmarks.gpu.session import Session
+from benchmarks.layer_calls import eager
 from benchmarks.layer_rows import best_of_ours, lost_microseconds
 
 WORST = 3
