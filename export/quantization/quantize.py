@@ -15,8 +15,8 @@ from unit_fast.export.quantization.accuracy import check_accuracy, measure_accur
 from unit_fast.export.quantization.folds import Loss
 from unit_fast.export.quantization.insert import insert_quantizers
 from unit_fast.export.quantization.means import pool_means
-from unit_fast.export.quantization.placement import Placement, place
-from unit_fast.export.quantization.ranges import Range, collect_ranges
+from unit_fast.export.quantization.placement import Placement, data_input, place
+from unit_fast.export.quantization.ranges import Range, collect_means, collect_ranges
 from unit_fast.export.quantization.scales import Quantizer, for_bound, for_range
 from unit_fast.export.quantization.structure import IntegerClamp, check_integer_clamps
 from unit_fast.export.quantization.tails import activation_after, clamped_result, narrowed
@@ -94,9 +94,12 @@ def convert(
     aliases = pool_means(model.graph)
     placement = place(model.graph, bounds)
     own = [spot for spot in placement.spots if not spot.same_as]
-    names = {spot.value: aliases.get(spot.value.name or "", spot.value.name or "") for spot in own}
-    ranges = collect_ranges(plain, list(names.values()), samples, plain.with_name("watched.onnx"))
-    seen = {value: ranges[name] for value, name in names.items()}
+    read = {data_input(node): 1 if node.op_type == "Conv" else -1 for node in placement.weighted}
+    names = {value: aliases.get(value.name or "", value.name or "") for value in (*(spot.value for spot in own), *read)}
+    watched = plain.with_name("watched.onnx")
+    ranges = collect_ranges(plain, [names[spot.value] for spot in own], samples, watched)
+    means = collect_means(plain, {names[value]: axis for value, axis in read.items()}, samples, watched)
+    seen = {spot.value: ranges[names[spot.value]] for spot in own}
     quantizers = _quantizers(placement, seen, model.opset_imports[""])
     described = {clamp.site: clamp for clamp in clamps}
     made = tuple(
@@ -109,7 +112,7 @@ def convert(
         for spot in own
         if spot.site is not None
     )
-    insert_quantizers(model.graph, placement, quantizers, bits)
+    insert_quantizers(model.graph, placement, quantizers, bits, {value: means[names[value]] for value in read})
     return made
 
 

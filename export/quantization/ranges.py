@@ -1,18 +1,19 @@
 """What every tensor's values range over on calibration data, read from the float32 file a mini-batch at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 from unit_fast.calibration.inputs import Inputs, input_leaves
 from unit_fast.calibration.samples import SampleStore
 from unit_fast.errors import DataError
 from unit_fast.export.flat import FlatGraph
+from unit_fast.export.quantization.scales import Float64
 from unit_fast.export.session import OnnxRuntimeModel
 
 BATCH_SIZE = 32
@@ -52,6 +53,33 @@ def collect_ranges(plain: Path, names: Sequence[str], samples: SampleStore, watc
                     "served"
                 )
     return {name: Range(lower[name], upper[name]) for name in names}
+
+
+def collect_means(plain: Path, axes: Mapping[str, int], samples: SampleStore, watched: Path) -> dict[str, Float64]:
+    """The mean of tensors by channel, over all samples and positions.
+
+    Args:
+        plain: an exported float32 file.
+        axes: by name of a tensor, which of its axes are channels.
+        samples: the calibration set.
+        watched: where a copy of the file that gives out the means goes.
+    """
+    found = onnx.load(plain, load_external_data=False)
+    known = [*found.graph.input, *found.graph.value_info, *found.graph.output]
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+    for name, axis in axes.items():
+        others = np.asarray([other for other in range(ranks[name]) if other != axis % ranks[name]], np.int64)
+        found.graph.initializer.append(numpy_helper.from_array(others, f"{name}/others"))
+        found.graph.node.append(helper.make_node("ReduceMean", [name, f"{name}/others"], [f"{name}/mean"], keepdims=0))
+        found.graph.output.append(helper.make_tensor_value_info(f"{name}/mean", onnx.TensorProto.FLOAT, None))
+    onnx.save(found, watched)
+    model = OnnxRuntimeModel(watched, threads=1)
+    means: dict[str, Float64] = dict.fromkeys(axes, np.zeros(()))
+    for batch in samples.batches(batch_size=BATCH_SIZE):
+        given = model.run(feed(model, batch.x))
+        for name in axes:
+            means[name] = means[name] + given[f"{name}/mean"].double().numpy() * (len(batch.y) / len(samples))
+    return means
 
 
 def feed(model: OnnxRuntimeModel, inputs: Inputs) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ LOOSEST = 2.0
 _LARGEST_BIAS = 2.0**30
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
 
 
@@ -132,6 +133,27 @@ def quantise_weight(
     shape[axis] = -1
     steps = np.round(weight.astype(np.float64) / scale.reshape(shape).astype(np.float64))
     return np.clip(steps, -largest, largest).astype(np.int8), scale
+
+
+def mean_shift(weight: Float32, integers: NDArray[np.int8], scale: Float32, axis: int, mean: Float64) -> Float64:
+    """What rounding the weights adds to each output channel on average, for inputs whose channels have ``mean``.
+
+    Rounding errors of a row do not cancel behind a ReLU, where all inputs are positive, and no pooling averages the
+    shift away as it does noise. (Nagel et al. 2019, arXiv 1906.04721, section 4.2; zeros around images are neglected.)
+
+    Args:
+        weight: of a convolution or linear layer.
+        integers: what :func:`quantise_weight` made of it.
+        scale: one for each index of ``axis``.
+        axis: of its output channels.
+        mean: (input channels,): over samples and positions.
+    """
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    error = np.moveaxis(integers * scale.reshape(shape).astype(np.float64) - weight, axis, 0)
+    rows = error.reshape(*error.shape[:2], -1).sum(2)  # (outputs, inputs of its group)
+    groups = mean.size // rows.shape[1]
+    return np.asarray((rows * mean.reshape(groups, -1).repeat(len(rows) // groups, axis=0)).sum(1))
 
 
 def quantise_bias(bias: Float32, input_scale: Float32, weight_scale: Float32) -> tuple[NDArray[np.int32], Float32]:

@@ -18,6 +18,7 @@ from unit_fast.bounds import Bounds, Granularity
 from unit_fast.errors import DataError, ParityError
 from unit_fast.export import ExportError, ExportReport, OnnxRuntimeModel, export_onnx
 from unit_fast.export.errors import FusionWarning
+from unit_fast.export.quantization import insert
 from unit_fast.export.quantization.verification import warn_of_float_layers
 from unit_fast.runtime import sanitize
 
@@ -284,3 +285,21 @@ def test_a_runtime_that_leaves_layers_in_float_is_told(exported: Exported, tmp_p
 
     with pytest.warns(FusionWarning, match="1 layers with int8 weights run in float"):
         warn_of_float_layers(tmp_path / "watched.onnx", tmp_path / "optimised.onnx")
+
+
+def test_biases_take_back_what_rounded_weights_shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+    images = torch.rand(64, 3, 8, 8) + 1
+    bounds = bounds_for(model.eval(), images, "channel", 1.0)
+    options = {"example_input": images[:8], "precision": "int8", "calibration_data": images.split(32), "verify": False}
+    with torch.no_grad():
+        expected = model(images).mean(0)
+
+    shifts = []
+    for name in ("corrected", "as_they_were"):
+        report = export_onnx(model, bounds, tmp_path / f"{name}.onnx", weight_bits=7, **options)
+        shifts.append((OnnxRuntimeModel(report.path)(images).mean(0) - expected).abs().max())
+        monkeypatch.setattr(insert, "mean_shift", lambda *given: np.zeros(len(given[2])))
+
+    assert shifts[0] < 0.5 * shifts[1]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,6 +12,7 @@ from unit_fast.export.quantization.scales import (
     Quantizer,
     for_bound,
     for_range,
+    mean_shift,
     quantise_bias,
     quantise_weight,
 )
@@ -120,3 +122,26 @@ def test_a_bias_that_would_overflow_widens_its_channel() -> None:
 
     assert steps[0] * np.float64(bias_scale[0]) == pytest.approx(5.0, rel=1e-6)
     assert scale[1] == pytest.approx(1e-9 / 127)
+
+
+@pytest.mark.parametrize(("groups", "transposed"), [(1, False), (2, False), (6, False), (1, True)])
+def test_the_mean_shift_is_what_rounded_weights_add_to_a_constant_input(groups: int, transposed: bool) -> None:
+    draw = np.random.default_rng(0)
+    weight = draw.normal(size=(12, 6 // groups, 3, 3)).astype(np.float32)
+    mean = draw.uniform(1, 4, 6)
+    integers, scale = quantise_weight(weight, 0, 4)
+    image = torch.from_numpy(mean).reshape(1, 6, 1, 1).expand(1, 6, 3, 3)
+    stored = torch.from_numpy(integers * scale.astype(np.float64).reshape(-1, 1, 1, 1))
+    exact, rounded = (
+        torch.nn.functional.conv2d(image, weights, groups=groups).flatten()
+        for weights in (torch.from_numpy(weight).double(), stored)
+    )
+
+    if transposed:  # a linear layer whose weights stand the other way round, over the same numbers
+        flat, steps = weight.reshape(12, -1).T, integers.reshape(12, -1).T
+        found = mean_shift(np.ascontiguousarray(flat), np.ascontiguousarray(steps), scale, 1, mean.repeat(9))
+    else:
+        found = mean_shift(weight, integers, scale, 0, mean)
+
+    assert np.abs(found).max() > 0.1
+    np.testing.assert_allclose(found, (rounded - exact).numpy(), rtol=1e-6, atol=1e-6)
