@@ -118,7 +118,12 @@ def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(here: Path) -> None:
     process = subprocess.Popen(
-        [SCRIPT, "demo", "-o", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
+        [SCRIPT, "demo", "-o", "out"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=here,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert process.stderr is not None
     assert "train" in process.stderr.readline()

@@ -44,6 +44,7 @@ CTRL_C_AFTER = """
 import signal, sys, threading
 from unit_fast.export.openvino_model import OpenVinoModel
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with Ctrl-C ignored
 models = [OpenVinoModel(sys.argv[1]), OpenVinoModel(sys.argv[1])]
 {letting_go}
 signal.raise_signal(signal.SIGINT)
