@@ -3,8 +3,11 @@
     python -m benchmarks.scaling                # all parts
     python -m benchmarks.scaling --part batch   # one
 
-Parts, each written to ``results/scaling_PART.json``. Sanitised models run through torch.compile with frozen weights,
-and so do the unclamped ones beside them; every contender has a process of its own, in turn (``unit_fast.timing``).
+Parts, each written to ``results/scaling_PART.json``. The network with bounds runs as ``sanitize(backend="compile")``
+runs it, and the one without goes the same way: captured, then straight to torch.compile's compiler with frozen weights.
+So what lies between the two is the clamp, and not torch.compile's front end, which takes 200 µs and more a call. Every
+contender has a process of its own, in turn (``unit_fast.timing``), and is compared with its eager graph before it is
+timed. Memory is the peak of that process, with its imports, compilation and comparison.
 
 batch        ResNet-18 for images of 32×32, bounds per neuron, 1 to 64 samples a call
 resolution   the same, images of 16×16 to 64×64, 4 samples
@@ -22,29 +25,54 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.models import make, make_bounds
-from benchmarks.results_file import write_results
+from benchmarks.results_file import RESULTS, write_results
 from tests import gtsrb
-from unit_fast.bounds import Granularity
+from unit_fast.bounds import Bounds, Granularity
 from unit_fast.calibration import calibrate
 from unit_fast.capture import capture
-from unit_fast.runtime import sanitize
+from unit_fast.runtime.calls import Call as Arguments
+from unit_fast.runtime.compiled import Compiled
+from unit_fast.runtime.program import Program
+from unit_fast.sites import insert_bounds
 from unit_fast.timing import Builder, Call, Failure, Timing, interleaved
 
 _logger = logging.getLogger("benchmarks.scaling")
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
-SIDES = (16, 24, 32, 48, 64)
-WIDTHS = (8, 16, 32, 64, 128)
-IMAGES = (250, 500, 1000, 2000, 4000)
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel", "neuron")
 
 Row = dict[str, Any]
+Network = Callable[[], tuple[nn.Module, Tensor]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured; all parts together take twelve minutes on two cores.
+
+    Attributes:
+        rounds: of bursts of each contender and case, in every process.
+        seconds: of a burst.
+        restarts: of every process of the part "granularity", whose differences are small.
+        batches, sides, widths, threads, images: the values of the parts named so.
+        pair: the batch sizes of the parts "threads" and "granularity".
+    """
+
+    rounds: int = 6
+    seconds: float = 0.5
+    restarts: int = 1
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    sides: tuple[int, ...] = (16, 32, 64)
+    widths: tuple[int, ...] = (8, 32, 128)
+    threads: tuple[int, ...] = (1, 2)
+    images: tuple[int, ...] = (250, 500, 1000, 2000, 4000)
+    pair: tuple[int, ...] = (1, 16)
 
 
 def resnet(side: int) -> tuple[nn.Module, Tensor]:
@@ -61,64 +89,70 @@ def tower(width: int) -> tuple[nn.Module, Tensor]:
 
 
 def contender(
-    network: Callable[[], tuple[nn.Module, Tensor]],
-    granularity: Granularity | None,
-    batches: Iterable[int],
-    threads: int | None = None,
+    network: Network, granularity: Granularity | None, batches: Iterable[int], threads: int | None = None
 ) -> Mapping[str, Call]:
     """A compiled network, a case a batch size; without bounds where ``granularity`` is None."""
     if threads is not None:
         torch.set_num_threads(threads)
     model, example = network()
-    if granularity is None:
-        run: Any = torch.compile(capture(model, example), dynamic=False, options={"freezing": True})
-    else:
-        run = sanitize(model, make_bounds(model, example, granularity), example, backend="compile")
-
-    def call(x: Tensor) -> object:
-        with torch.no_grad():
-            return run(x)
-
+    graph = capture(model, example)
+    bounds = Bounds({}, (), "tensor", graph.meta["fingerprint"])
+    if granularity is not None:
+        bounds = make_bounds(model, example, granularity)
+        graph = insert_bounds(graph, dict(bounds.items()))
+    run = Compiled(Program(graph, bounds, Arguments.from_example(example)))
     sizes = {size: example[torch.arange(size) % len(example)] for size in batches}
-    return {str(size): functools.partial(call, x) for size, x in sizes.items()}
+    return {str(size): functools.partial(run, x) for size, x in sizes.items()}
 
 
-def batch() -> list[Row]:
+def batch(effort: Effort) -> list[Row]:
     """Time and memory by batch size."""
-    return _measured(_pair(functools.partial(resnet, 32), BATCHES))
+    return _measured(_pair(functools.partial(resnet, 32), effort.batches), effort)
 
 
-def resolution() -> list[Row]:
+def resolution(effort: Effort) -> list[Row]:
     """The same by the side of the images."""
-    return [{"side": side} | row for side in SIDES for row in _measured(_pair(functools.partial(resnet, side), (4,)))]
+    return [
+        {"side": side} | row
+        for side in effort.sides
+        for row in _measured(_pair(functools.partial(resnet, side), (4,)), effort)
+    ]
 
 
-def width() -> list[Row]:
+def width(effort: Effort) -> list[Row]:
     """The same by the number of channels."""
-    return [{"width": w} | row for w in WIDTHS for row in _measured(_pair(functools.partial(tower, w), (4,)))]
+    return [
+        {"width": channels} | row
+        for channels in effort.widths
+        for row in _measured(_pair(functools.partial(tower, channels), (4,)), effort)
+    ]
 
 
-def threads() -> list[Row]:
+def threads(effort: Effort) -> list[Row]:
     """The same by the number of threads."""
-    pairs = {count: _pair(functools.partial(resnet, 32), (1, 16), count) for count in (1, 2)}
-    return [{"threads": count} | row for count, pair in pairs.items() for row in _measured(pair)]
+    return [
+        {"threads": count} | row
+        for count in effort.threads
+        for row in _measured(_pair(functools.partial(resnet, 32), effort.pair, count), effort)
+    ]
 
 
-def granularity() -> list[Row]:
+def granularity(effort: Effort) -> list[Row]:
     """What a bound costs."""
     network = functools.partial(resnet, 32)
     contenders = {
-        kind or "none": functools.partial(contender, network, kind, (1, 16)) for kind in (None, *GRANULARITIES)
+        kind or "none": functools.partial(contender, network, kind, effort.pair) for kind in (None, *GRANULARITIES)
     }
-    return _measured(contenders)
+    return _measured(contenders, effort, effort.restarts)
 
 
-def images() -> list[Row]:
+def images(effort: Effort) -> list[Row]:
     """Seconds and peak memory of calibration, each in a process of its own."""
     rows = []
-    for count in IMAGES:
+    for count in effort.images:
         command = [sys.executable, "-m", "benchmarks.scaling", "--calibrate", str(count)]
-        seconds, megabytes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        seconds, megabytes = answer.split()
         rows.append({"images": count, "seconds": float(seconds), "peak_mib": float(megabytes)})
         _logger.info("images: %s", rows[-1])
     return rows
@@ -140,17 +174,15 @@ def _calibrate(count: int) -> None:
     sys.stdout.write(f"{seconds} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}")
 
 
-def _pair(
-    network: Callable[[], tuple[nn.Module, Tensor]], batches: tuple[int, ...], threads: int | None = None
-) -> dict[str, Builder]:
+def _pair(network: Network, batches: tuple[int, ...], threads: int | None = None) -> dict[str, Builder]:
     return {
         name: functools.partial(contender, network, kind, batches, threads)
         for name, kind in (("unclamped", None), ("sanitised", "neuron"))
     }
 
 
-def _measured(contenders: Mapping[str, Builder]) -> list[Row]:
-    found = interleaved(contenders, rounds=8, seconds=0.5)
+def _measured(contenders: Mapping[str, Builder], effort: Effort, restarts: int = 0) -> list[Row]:
+    found = interleaved(contenders, rounds=effort.rounds, seconds=effort.seconds, restarts=restarts)
     failed = {name: failure.reason for name, failure in found.items() if isinstance(failure, Failure)}
     if failed:
         raise RuntimeError(f"cannot be timed: {failed}")
@@ -164,7 +196,7 @@ def figures(timing: Timing) -> dict[str, float]:
     return milliseconds | {"calls": timing.calls, "peak_mib": timing.peak_mib}
 
 
-PARTS: dict[str, Callable[[], list[Row]]] = {
+PARTS: dict[str, Callable[[Effort], list[Row]]] = {
     "batch": batch,
     "resolution": resolution,
     "width": width,
@@ -172,6 +204,15 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "granularity": granularity,
     "images": images,
 }
+
+
+def run(parts: Iterable[str], effort: Effort, folder: Path = RESULTS) -> None:
+    """Measure and write ``scaling_PART.json``."""
+    for part in parts:
+        started = time.perf_counter()
+        rows = PARTS[part](effort)
+        write_results(f"scaling_{part}", rows, folder)
+        _logger.info("%s: %d rows in %.0f s", part, len(rows), time.perf_counter() - started)
 
 
 def main() -> None:
@@ -184,10 +225,7 @@ def main() -> None:
         _calibrate(options.calibrate)
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for part in options.part or PARTS:
-        rows = PARTS[part]()
-        _logger.info("%s: %d rows", part, len(rows))
-        write_results(f"scaling_{part}", rows)
+    run(options.part or PARTS, Effort())
 
 
 if __name__ == "__main__":
