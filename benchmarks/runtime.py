@@ -1,9 +1,10 @@
 """What sanitising costs at run time: each way of running a model in a process of its own, a burst of calls in turn.
 
-    python -m benchmarks.runtime --part cpu        # ResNet-18 at 32×32, batches 1 and 16, neuron bounds: 6 minutes
+    python -m benchmarks.runtime --part cpu        # ResNet-18 at 32×32, batches 1 and 16, neuron bounds: 12 minutes
     python -m benchmarks.runtime --part detection  # the two backdoored traffic sign models, all 4,000 test images
 
-Every way is compared with the eager graph it stands for before it is timed. ONNX Runtime's idle threads do not spin.
+Every way is compared with the eager graph it stands for before it is timed, in several processes one after the other:
+where a process lies in memory moves all it times by several percent. ONNX Runtime's idle threads do not spin.
 Results go to ``results/runtime_PART.json``.
 """
 
@@ -111,12 +112,13 @@ def _without_gradients(run: Callable[[Tensor], Any], rows: Tensor) -> object:
         return run(rows)
 
 
-def cpu(rounds: int, seconds: float) -> dict[str, Any]:
+def cpu(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
     """Milliseconds a call of every provider, and how many times as fast as the unclamped torch.compile it is."""
     found = interleaved(
         {provider: functools.partial(build, provider) for provider in PROVIDERS},
         rounds=rounds,
         seconds=seconds,
+        restarts=restarts,
         progress=lambda done, total: _logger.info("%d of %d", done, total),
     )
     rows = []
@@ -127,14 +129,14 @@ def cpu(rounds: int, seconds: float) -> dict[str, Any]:
             continue
         for batch, timing in timings.items():
             row = {"provider": provider, "batch": int(batch), "calls": timing.calls}
-            row |= {name: 1e3 * getattr(timing, name) for name in ("median", "p20", "p80")}
+            row |= {f"{name}_ms": 1e3 * getattr(timing, name) for name in ("median", "p20", "p80")}
             if not isinstance(baseline, Failure):
                 row["speed"] = baseline[batch].median / timing.median
             rows.append(row)
-    return {"model": MODEL, "unit": "ms", "threads": torch.get_num_threads(), "rows": rows}
+    return {"model": MODEL, "threads": torch.get_num_threads(), "processes": 1 + restarts, "rows": rows}
 
 
-def detection(rounds: int, seconds: float) -> dict[str, Any]:  # noqa: ARG001 - nothing is timed
+def detection(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:  # noqa: ARG001 - nothing is timed
     """How well each measure tells triggers, on the backdoored traffic sign models with the default recipe."""
     rows = []
     for name in gtsrb.UNDEFENDED:
@@ -167,20 +169,21 @@ def _at(limit: float, fast: uf.SanitizedModel, measure: str, trigger: Any, targe
     }
 
 
-PARTS: dict[str, Callable[[int, float], dict[str, Any]]] = {"cpu": cpu, "detection": detection}
+PARTS: dict[str, Callable[[int, float, int], dict[str, Any]]] = {"cpu": cpu, "detection": detection}
 
 
 def main() -> None:
     """Measure the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append", help="all when omitted; repeatable")
-    parser.add_argument("--rounds", type=int, default=7, help="bursts of each provider and batch")
+    parser.add_argument("--rounds", type=int, default=4, help="bursts of each provider and batch, in every process")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a burst")
+    parser.add_argument("--restarts", type=int, default=3, help="how often all processes are started anew")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the folder results are written to")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     for part in options.part or PARTS:
-        figures = PARTS[part](options.rounds, options.seconds)
+        figures = PARTS[part](options.rounds, options.seconds, options.restarts)
         for row in figures["rows"]:
             _logger.info("%s", row)
         print(write_results(f"runtime_{part}", figures, options.output))

@@ -22,7 +22,8 @@ def runtime_cpu() -> list[list[str]]:
         cells = []
         for batch in batches:
             row = found[provider, batch]
-            cells += [f"{row['median']:.2f} ({row['p20']:.2f} to {row['p80']:.2f})", f"{row['speed']:.2f}×"]
+            time = f"{row['median_ms']:.2f} ({row['p20_ms']:.2f} to {row['p80_ms']:.2f})"
+            cells += [time, f"{row['speed']:.2f}×"]
         table.append([provider, *cells])
     return table
 

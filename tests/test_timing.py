@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -63,4 +64,36 @@ def test_contenders_are_timed_side_by_side_and_what_fails_is_named() -> None:
     assert short["once"].calls >= 2
     assert 0 < short["once"].peak_mib <= short["twice"].peak_mib < 10_000
     assert said == [(done, 6) for done in range(1, 7)]
+    assert not multiprocessing.active_children()
+
+
+def _by_process(folder: Path) -> Mapping[str, Callable[[], object]]:
+    """Sleeps longer in every process that builds it; a file in ``folder`` stands for each."""
+    built = len(list(folder.iterdir()))
+    (folder / str(built)).touch()
+    return {"case": lambda: time.sleep(0.2 if built else 0.02)}
+
+
+def _fails_when_built_again(folder: Path) -> Mapping[str, Callable[[], object]]:
+    if len(list(folder.iterdir())):
+        raise ValueError("only once")
+    return _by_process(folder)
+
+
+def test_restarts_build_everyone_anew_and_pool_the_calls_of_all_processes(tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "one").mkdir()
+    said: list[tuple[int, int]] = []
+    contenders = {
+        "by process": functools.partial(_by_process, tmp_path / "all"),
+        "once": functools.partial(_fails_when_built_again, tmp_path / "one"),
+    }
+    results = interleaved(contenders, rounds=3, seconds=0.0, restarts=1, progress=lambda *step: said.append(step))
+    assert len(list((tmp_path / "all").iterdir())) == 2
+    timing = results["by process"]
+    assert isinstance(timing, dict)
+    assert timing["case"].calls == 6
+    assert timing["case"].p20 < 0.2 <= timing["case"].p80
+    assert results["once"] == Failure("ValueError: only once")
+    assert said == [(done, 10) for done in range(1, 11)]
     assert not multiprocessing.active_children()

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -30,8 +30,8 @@ class Timing:
     Attributes:
         median, p20, p80: in seconds, p20 and p80 the 20th and 80th percentile.
         calls: how many were timed.
-        peak_mib: the most memory its process had held, in MiB, after the case's first call: of this case, where those
-            before it need less. NaN where the system does not tell.
+        peak_mib: the most memory its process (of several the largest) had held, in MiB, after the case's first call: of
+            this case, where those before it need less. NaN where the system does not tell.
     """
 
     median: float
@@ -77,6 +77,7 @@ def interleaved(
     *,
     rounds: int = 5,
     seconds: float = 0.5,
+    restarts: int = 0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Timing] | Failure]:
@@ -84,54 +85,72 @@ def interleaved(
 
     Args:
         contenders: by name, what builds it in its own process.
-        rounds: how many bursts of each case.
+        rounds: how many bursts of each case, in every process.
         seconds: the length of a burst.
+        restarts: how often all processes end and every contender is built anew in a fresh one. A process draws its
+            memory layout once, which moves everything timed in it by several percent; calls of all its processes are
+            pooled, so that percentiles are over processes too.
         seed: of the order within a round.
         progress: called with (done, total) as contenders are built and rounds end.
 
     Returns:
-        By contender the timing of each of its cases, or why there is none.
+        By contender the timing of each of its cases, or why there is none: one failure, in any of its processes, is
+        enough.
     """
-    context = multiprocessing.get_context("spawn")
-    results: dict[str, dict[str, Timing] | Failure] = {}
-    workers: dict[str, _Worker] = {}
-    done, total = itertools.count(1), len(contenders) + rounds
-    with ExitStack() as stack:
-        for name, builder in contenders.items():
-            worker = stack.enter_context(_Worker(context, builder))
-            built = worker.ask(None)
-            if isinstance(built, Failure):
-                results[name] = built
-            else:
-                workers[name], worker.cases = worker, built
-            if progress is not None:
-                progress(next(done), total)
-        samples: dict[tuple[str, str], list[float]] = {}
-        order = [(name, case) for name, worker in workers.items() for case in worker.cases]
-        shuffle = random.Random(seed).shuffle
-        for _ in range(rounds):
-            shuffle(order)
-            for name, case in order:
-                if name in results:
-                    continue
-                taken = workers[name].ask((case, seconds))
-                if isinstance(taken, Failure):
-                    results[name] = taken
-                else:
-                    samples.setdefault((name, case), []).extend(taken)
-            if progress is not None:
-                progress(next(done), total)
-    for name, worker in workers.items():
-        if name not in results:
-            results[name] = {case: Timing.of(samples[name, case], peak) for case, peak in worker.cases.items()}
-    return {name: results[name] for name in contenders}
+    found = {name: _Found() for name in contenders}
+    done, total = itertools.count(1), (1 + restarts) * (len(contenders) + rounds)
+    step = (lambda: progress(next(done), total)) if progress is not None else lambda: None
+    shuffle = random.Random(seed).shuffle
+    for _ in range(1 + restarts):
+        with ExitStack() as stack:
+            workers: dict[str, _Worker] = {}
+            for name, builder in contenders.items():
+                if found[name].failure is None:
+                    workers[name] = stack.enter_context(_Worker(builder))
+                    found[name].built(workers[name].ask(None))
+                step()
+            order = [(name, case) for name in workers for case in found[name].peaks]
+            for _ in range(rounds):
+                shuffle(order)
+                for name, case in order:
+                    if found[name].failure is None:
+                        found[name].timed(case, workers[name].ask((case, seconds)))
+                step()
+    return {name: contender.result() for name, contender in found.items()}
+
+
+@dataclass
+class _Found:
+    """What is known of a contender so far, over all its processes."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def built(self, answer: Mapping[str, float] | Failure) -> None:
+        """Its cases, with the memory each took."""
+        if isinstance(answer, Failure):
+            self.failure = answer
+        else:
+            self.peaks = {case: max(peak, self.peaks.get(case, peak)) for case, peak in answer.items()}
+
+    def timed(self, case: str, answer: list[float] | Failure) -> None:
+        """The calls of one burst."""
+        if isinstance(answer, Failure):
+            self.failure = answer
+        else:
+            self.samples.setdefault(case, []).extend(answer)
+
+    def result(self) -> dict[str, Timing] | Failure:
+        """The timing of each case, or why there is none."""
+        return self.failure or {case: Timing.of(taken, self.peaks[case]) for case, taken in self.samples.items()}
 
 
 class _Worker:
     """A contender's process and the pipe to it; ends with the ``with`` block."""
 
-    def __init__(self, context: Any, builder: Builder) -> None:
-        self.cases: Mapping[str, float] = {}
+    def __init__(self, builder: Builder) -> None:
+        context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, builder), daemon=True)
         self._process.start()
