@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from tests.runtime.networks import Nested, bounds_of
+from tests.runtime.networks import Nested, Windows, bounds_of, images
 from unit_fast.capture import capture
-from unit_fast.fusion.read_clamps import clamp_nodes, count_saturated, measure_excess
+from unit_fast.errors import CaptureError
+from unit_fast.fusion.read_clamps import (
+    clamp_nodes,
+    count_saturated,
+    measure_excess,
+    neurons_per_sample,
+    rows_per_sample,
+)
 from unit_fast.sites import insert_bounds
 
 BOUND = torch.tensor([1.0, 2.0, 3.0])
@@ -26,6 +33,14 @@ def test_ties_are_not_above_and_nan_is_not_counted(sanitised):
     assert excess[[0, 1, 3]].tolist() == [[0.0], [7.0], [torch.inf]]
     assert excess[2].isnan().all()
     assert torch.equal(count_saturated(sanitised)(x)[1], counts)
+
+
+def test_every_activation_of_a_large_sample_is_counted():
+    many = 2**24 + 3  # float32 holds no odd number from there on
+    above = insert_bounds(capture(nn.ReLU(), torch.zeros(2, many)), {"relu": torch.tensor(0.5)})
+    _, counts = count_saturated(above)(torch.ones(1, many))
+    assert counts.tolist() == [[many]]
+    assert counts.dtype == torch.int64
 
 
 def test_infinite_bounds_are_never_exceeded():
@@ -53,3 +68,38 @@ def test_the_graph_is_left_alone(sanitised):
     measure_excess(sanitised)
     assert sanitised.code == code
     assert [node.name for node in sanitised.graph.nodes] == names
+
+
+def test_sites_with_several_rows_a_sample_are_read_by_sample():
+    model, x = Windows().eval(), images(5)
+    bounds = bounds_of(model, x)
+    sanitised = insert_bounds(capture(model, x), dict(bounds.items()))
+    assert rows_per_sample(sanitised) == [1, 4, 1]
+    assert neurons_per_sample(sanitised) == 4 * 64 + 4 * 16 * 6 + 7
+    output, counts, excess = measure_excess(sanitised)(x)
+    assert torch.equal(output, sanitised(x))
+    first, second, third = bounds.values()
+    for sample in range(5):
+        maps = torch.relu(model.conv(x[sample : sample + 1]))[0]
+        clamped = torch.minimum(maps, first)
+        found = [(maps, first)]
+        windows = [clamped[:, y : y + 4, x_ : x_ + 4].flatten(1).t() for y in (0, 4) for x_ in (0, 4)]
+        inner = torch.relu(model.inner(torch.stack(windows)))
+        found.append((inner, second))
+        found.append((torch.relu(model.outer(torch.minimum(inner, second).mean(1).flatten())), third))
+        assert counts[sample].tolist() == [int((y > bound).sum()) for y, bound in found]
+        expected = torch.stack([(y - bound).max().clamp_min(0) for y, bound in found])
+        torch.testing.assert_close(excess[sample], expected, rtol=1e-5, atol=1e-6)
+    assert measure_excess(sanitised)(x[:0])[1].shape == (0, 3)
+
+
+class Pairs(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Every sample with every other: (N, 3) to (N * N, 3)."""
+        return torch.relu((x[:, None] - x[None]).reshape(-1, 3))
+
+
+def test_rows_that_belong_to_no_one_sample_are_refused_by_name():
+    sanitised = insert_bounds(capture(Pairs(), torch.randn(2, 3)), {"relu": BOUND})
+    with pytest.raises(CaptureError, match=r"site relu has activations whose first dimension is .*exclude="):
+        count_saturated(sanitised)

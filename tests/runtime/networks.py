@@ -56,3 +56,24 @@ class Nested(nn.Module):
         if mask is not None:
             both = both * mask
         return {"sum": both, "parts": [a, (b, None)]}
+
+
+class Windows(nn.Module):
+    """A network over the 4 windows of a sample as if each was a sample, as windowed attention is written.
+
+    (N, 3, 8, 8) to (N, 5). The first dimension of the second of its three sites is 4·N.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.inner = nn.Linear(4, 6)
+        self.outer = nn.Linear(24, 7)
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = F.relu(self.conv(x)).reshape(-1, 4, 2, 4, 2, 4)  # N, C, window row, y, window column, x
+        windows = maps.permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, 4)  # (4·N, positions, C)
+        inner = F.relu(self.inner(windows)).mean(1)
+        return self.head(F.relu(self.outer(inner.reshape(-1, 24))))

@@ -39,9 +39,9 @@ def compilations(monkeypatch):
     seen: list[int] = []
     original = compiled.CompiledGraph._compile
 
-    def counted(self, key, inputs, batch):
+    def counted(self, key, inputs, batch, dynamic):
         seen.append(batch)
-        return original(self, key, inputs, batch)
+        return original(self, key, inputs, batch, dynamic)
 
     monkeypatch.setattr(compiled.CompiledGraph, "_compile", counted)
     return seen
@@ -161,8 +161,8 @@ def test_several_threads_meet_a_new_size_at_once(model, bounds, eager, compilati
 def test_what_disagrees_with_the_reference_is_not_served(model, bounds, monkeypatch):
     original = compiled.CompiledGraph._compile
 
-    def broken(self, key, inputs, batch):
-        variant = original(self, key, inputs, batch)
+    def broken(self, key, inputs, batch, dynamic):
+        variant = original(self, key, inputs, batch, dynamic)
         return compiled._Variant(lambda *x: [y + 0.01 for y in variant.function(*x)], key, None, (), "1")
 
     monkeypatch.setattr(compiled.CompiledGraph, "_compile", broken)
@@ -214,4 +214,4 @@ def test_inputs_that_do_not_fit_fail_in_the_models_own_words(fast):
 
 
 def test_explain_says_what_is_compiled(fast):
-    assert "compiled for batch 1, 2 to 15, 16 and more" in fast.explain()
+    assert "compiled for batch 1, 3, 20, 2 to 15, 16 and more" in fast.explain()

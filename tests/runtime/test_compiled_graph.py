@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ def compilations(monkeypatch):
     """What was compiled: in place of Inductor the graph itself."""
     made: list[compiled.Key] = []
 
-    def itself(self, key, inputs, batch):  # noqa: ARG001 - the compiler's
+    def itself(self, key, inputs, batch, dynamic):  # noqa: ARG001 - the compiler's
         made.append(key)
         time.sleep(0.02)
         return compiled._Variant(self._flat.module, key, None, (), str(batch))
@@ -70,8 +71,8 @@ def test_indices_in_another_order_where_values_tie_are_no_disagreement(monkeypat
     model = Ranked()
     itself = compiled.CompiledGraph._compile
 
-    def other_order(self, key, inputs, batch):
-        variant = itself(self, key, inputs, batch)
+    def other_order(self, key, inputs, batch, dynamic):
+        variant = itself(self, key, inputs, batch, dynamic)
 
         def run(*x):
             values, indices = variant.function(*x)
@@ -93,3 +94,64 @@ def test_threads_that_meet_in_a_first_call_compile_once(compilations, method):
     for thread in threads:
         thread.join()
     assert len(compilations) == 1
+
+
+class Mixed(OneConv):
+    """A convolution's maps, then the same positions through a linear layer, channels behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(8, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = F.relu(self.conv(x))
+        return self.head(F.relu(self.wide(maps.permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+@pytest.mark.parametrize("method", ["__call__", "monitor", "inspect"])
+def test_inductor_reads_bounds_in_the_order_of_the_activations(monkeypatch, method):
+    seen = []
+
+    def itself(module, fakes, options):  # noqa: ARG001 - Inductor's
+        seen.append(module)
+        return module
+
+    monkeypatch.setattr(compiled.torch._inductor, "compile", itself)
+    monkeypatch.setattr(compiled.Compiled, "unavailable", lambda *_: None)
+    fast = made_by_compile(Mixed())
+    getattr(fast, method)(images(2))
+    (module,) = seen
+    maps, tokens = (module.get_buffer(f"bounds.{name}") for name in ("relu", "relu_1"))
+    assert maps.shape == (8, 8, 8)
+    assert maps.stride() == (1, 64, 8), "Inductor runs convolutions in channels_last on a CPU"
+    assert tokens.shape == (8, 8, 6)
+    assert tokens.is_contiguous()
+    assert all(bound.is_contiguous() for name, bound in fast.graph_module.named_buffers() if "bounds" in name)
+
+
+def test_warmed_sizes_run_code_of_their_own_and_all_others_what_is_for_any(monkeypatch):
+    made, run = [], []
+
+    def itself(self, key, inputs, batch, dynamic):  # noqa: ARG001 - the compiler's
+        made.append((batch, dynamic))
+
+        def function(*x):
+            run.append((batch, dynamic))
+            return self._flat.module(*x)
+
+        return compiled._Variant(function, key, sympy.Symbol("s") if dynamic else None, (), "any" if dynamic else "1")
+
+    monkeypatch.setattr(compiled.CompiledGraph, "_compile", itself)
+    monkeypatch.setattr(compiled.Compiled, "unavailable", lambda *_: None)
+    fast = made_by_compile(OneConv()).warmup([1, 16, 4])
+    assert made == [(1, False), (16, True), (16, False), (4, False)]
+    run.clear()
+    for batch in (16, 7, 4, 1):
+        fast(images(batch))
+        fast(images(batch))
+    assert run == [*[(16, False)] * 2, *[(16, True)] * 2, *[(4, False)] * 2, *[(1, False)] * 2]
+    fast.warmup([5, 16, 6, 7])
+    assert made[4:] == [(5, False), (6, False)], "each holds the weights once more, so that their number is limited"
+    fast.monitor(images(3))
+    assert made[6:] == [(3, True)]

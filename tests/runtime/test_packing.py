@@ -8,7 +8,8 @@ from tests.fusion.fusing import sanitised
 from unit_fast.fusion.fuse import fuse
 from unit_fast.fusion.rewrite import constant
 from unit_fast.kernels.layout import per_sample
-from unit_fast.runtime.packing import pack_constants
+from unit_fast.runtime.packing import pack_bounds, pack_constants
+from unit_fast.sites import bound_path, copy_graph
 
 X = torch.randn(2, 6, 7, 7, generator=torch.Generator().manual_seed(0))
 
@@ -72,3 +73,18 @@ def test_a_weight_that_is_used_twice_is_packed_once():
 def test_packing_twice_moves_nothing():
     _, fused = packed()
     assert pack_constants(fused) == 0
+
+
+def test_the_bounds_of_maps_alone_are_laid_out_as_channels_last():
+    module = sanitised(Net(), X)
+    before = {name: (tensor.stride(), tensor.clone()) for name, tensor in module.state_dict().items()}
+    again = copy_graph(module)
+    pack_bounds(again, ["relu", "relu_1"])
+    for site in ("relu", "relu_1", "relu_2"):
+        bound = again.get_buffer(bound_path(site))
+        assert bound.permute(1, 2, 0).is_contiguous() == (site != "relu_2")
+        assert bound.is_contiguous() == (site == "relu_2")
+    assert all(torch.equal(tensor, before[name][1]) for name, tensor in again.state_dict().items())
+    assert all(tensor.stride() == before[name][0] for name, tensor in module.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(again(X), module(X))

@@ -149,7 +149,7 @@ def test_a_sample_that_holds_no_numbers_raises_the_alarm(fitted, monkeypatch, va
 def test_nan_that_arises_within_raises_the_alarm(fitted):
     _, counts, excess = fitted._runner().inspect(images(3))
     excess[1, 0] = torch.nan
-    assert measures(counts, excess, fitted.bounds)["excess"].isinf().tolist() == [False, True, False]
+    assert measures(counts, excess, fitted.bounds, 100)["excess"].isinf().tolist() == [False, True, False]
 
 
 class Masked(nn.Module):

@@ -93,7 +93,7 @@ class Automatic:
             call = self._program.example.of_size(size)
             running = {}
             for name in self.candidates:
-                runner = self._warmed(name, size)
+                runner = self._warmed(name, size, monitor and name == "compile")
                 if runner is not None:
                     running[name] = runner
             seconds = self._measure(running, call) if len(running) > 1 else {}
@@ -161,12 +161,12 @@ class Automatic:
         """What is left to run, the named one first."""
         return [other for other in dict.fromkeys((name, *self.candidates, "eager")) if other not in self._dropped]
 
-    def _warmed(self, name: str, size: int) -> Inspector | None:
+    def _warmed(self, name: str, size: int, monitor: bool) -> Inspector | None:
         if name in self._dropped:
             return None
         try:
             runner = self._runner(name)
-            runner.warmup([size])
+            runner.warmup([size], monitor)
         except (BackendUnavailableError, DataError, ParityError) as error:
             self._drop(name, error)
             return None

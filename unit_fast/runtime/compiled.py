@@ -27,11 +27,15 @@ from unit_fast.runtime.agreement import difference, judgeable
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.explain import SiteNote
 from unit_fast.runtime.flat import FlatGraph, require_devices
+from unit_fast.runtime.packing import pack_bounds
 from unit_fast.runtime.program import Program
 from unit_fast.sites import copy_graph
 
 Function = Callable[..., Any]
 Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+
+MOST_ALONE = 4
+"""Batch sizes above 1 that a graph is compiled for one by one: each holds the weights, packed, once more."""
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +46,8 @@ class Compiled:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._lock = threading.Lock()
-        self._output = CompiledGraph(program.module, program.example)
+        self._maps = [site.name for site in program.bounds.sites if site.channel_axis == 1]
+        self._output = CompiledGraph(program.module, program.example, maps=self._maps)
         self._with_counts: CompiledGraph | None = None
         self._with_excess: CompiledGraph | None = None
 
@@ -61,17 +66,14 @@ class Compiled:
 
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """The model's output, and the number of activations above their bound, (N, sites)."""
-        with self._lock:
-            if self._with_counts is None:
-                self._with_counts = CompiledGraph(self._program.counting, self._program.example, counts=(-1,))
-        output, counts = self._with_counts(args, kwargs)
+        output, counts = self._counting()(args, kwargs)
         return output, counts
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
         """The model's output, the counts, and the largest excess over a bound, (N, sites) each."""
         with self._lock:
             if self._with_excess is None:
-                self._with_excess = CompiledGraph(self._program.inspecting, self._program.example, counts=(-2,))
+                self._with_excess = CompiledGraph(self._program.inspecting, self._program.example, (-2,), self._maps)
         output, counts, excess = self._with_excess(args, kwargs)
         return output, counts, excess
 
@@ -79,9 +81,9 @@ class Compiled:
         """Compile for these batch sizes, and compare with the reference."""
         for size in batch_sizes:
             call = self._program.example.of_size(size)
-            self(*call.args, **call.kwargs)
+            self._output.warm(call.args, call.kwargs)
             if monitor:
-                self.monitor(*call.args, **call.kwargs)
+                self._counting().warm(call.args, call.kwargs)
 
     def explain(self) -> list[SiteNote]:
         """Inductor fuses what is pointwise."""
@@ -90,6 +92,12 @@ class Compiled:
             SiteNote(site, "what is pointwise around it", runs, "weights frozen; agrees with the reference")
             for site in self._program.bounds
         ]
+
+    def _counting(self) -> "CompiledGraph":
+        with self._lock:
+            if self._with_counts is None:
+                self._with_counts = CompiledGraph(self._program.counting, self._program.example, (-1,), self._maps)
+            return self._with_counts
 
 
 @dataclass(frozen=True)
@@ -113,18 +121,23 @@ class _Variant:
 class CompiledGraph:
     """A graph compiled when inputs of a new kind come: once for one sample, once or twice for all larger batches.
 
-    What is compiled first meets the reference, the graph run eagerly, at every new batch size.
+    On a CPU sizes that are warmed up are also compiled one by one, since only then oneDNN gets its weights packed
+    beforehand. What is compiled first meets the reference, the graph run eagerly, at every new batch size.
 
     Args:
         module: the graph.
         example: samples on the device that the graph is on.
         counts: which of its outputs are counts, see :func:`difference`.
+        maps: the sites whose activations are maps, (N, C, H, W), of a convolution.
     """
 
-    def __init__(self, module: fx.GraphModule, example: Call, counts: Collection[int] = ()) -> None:
+    def __init__(
+        self, module: fx.GraphModule, example: Call, counts: Collection[int] = (), maps: Collection[str] = ()
+    ) -> None:
         self._flat = FlatGraph(module)
         self._devices = [tensor.device for tensor in self._flat.tensors(example.args, example.kwargs)]
         self._counts = counts
+        self._maps = maps
         self._batched = self._flat.batched_inputs
         self._variants: list[_Variant] = []
         self._known: dict[Key, Function] = {}
@@ -138,29 +151,51 @@ class CompiledGraph:
             ParityError: what it compiled disagrees with the reference.
         """
         inputs = self._flat.flatten(args, kwargs)
-        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+        key = _key(inputs)
         function = self._known.get(key)
         with torch.no_grad():
             outputs = self._first_call(key, inputs) if function is None else function(*inputs)
         return self._flat.unflatten(outputs, inputs)
 
+    def warm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compile now what such a call needs, and for its very size too, of at most ``MOST_ALONE`` sizes.
+
+        Raises:
+            As a call.
+        """
+        self(args, kwargs)
+        inputs = self._flat.flatten(args, kwargs)
+        key = _key(inputs)
+        with ONE_AT_A_TIME:
+            batch = self._batch(key)
+            alone = [variant for variant in self._variants if variant.batch is None and self._batch(variant.key) > 1]
+            chosen = next((variant for variant in self._variants if variant.takes(key, batch)), None)
+            if chosen is None or chosen.batch is None or len(alone) >= MOST_ALONE:
+                return
+            with torch.inference_mode(False), torch.no_grad():
+                self._variants.insert(0, self._compile(key, inputs, batch, dynamic=False))
+        self._known.pop(key, None)
+        self(args, kwargs)
+
     @property
     def compiled_for(self) -> str:
         """The batch sizes it is compiled for, in words."""
-        return f"batch {', '.join(variant.sizes for variant in self._variants)}" if self._variants else "nothing yet"
+        single = sorted(int(variant.sizes) for variant in self._variants if variant.batch is None)
+        others = [variant.sizes for variant in self._variants if variant.batch is not None]
+        return f"batch {', '.join([*map(str, single), *others])}" if self._variants else "nothing yet"
 
     def _first_call(self, key: Key, inputs: list[Tensor]) -> Any:
         require_devices(inputs, self._devices)
         with torch.inference_mode(False), torch.no_grad():
             expected = self._flat.module(*inputs)  # inputs that do not fit fail here, in the model's own words
-            batches = {key[index][0][0] for index in self._batched}
-            if 0 in batches:
+            if any(key[index][0][0] == 0 for index in self._batched):
                 return expected
-            batch = batches.pop() if len(batches) == 1 else 1
+            batch = self._batch(key)
             with ONE_AT_A_TIME:
                 variant = next((variant for variant in self._variants if variant.takes(key, batch)), None)
                 if variant is None:
-                    variant = self._compile(key, inputs, batch)
+                    # On CUDA, Triton kernels for one batch size are faster, and index in 32 bits where it allows.
+                    variant = self._compile(key, inputs, batch, dynamic=batch > 1 and _on_cpu(inputs))
                     self._variants.append(variant)
             outputs = variant.function(*inputs)
         if not judgeable(expected):
@@ -174,9 +209,12 @@ class CompiledGraph:
         self._known[key] = variant.function
         return outputs
 
-    def _compile(self, key: Key, inputs: list[Tensor], batch: int) -> _Variant:
-        # On CUDA, Triton kernels for one batch size are faster, and index in 32 bits where that size allows.
-        dynamic = batch > 1 and all(tensor.device.type == "cpu" for tensor in inputs)
+    def _batch(self, key: Key) -> int:
+        """The batch size; 1 where inputs differ in it, which compiles for these shapes alone."""
+        batches = {key[index][0][0] for index in self._batched}
+        return batches.pop() if len(batches) == 1 else 1
+
+    def _compile(self, key: Key, inputs: list[Tensor], batch: int, dynamic: bool) -> _Variant:
         shapes = ShapeEnv()
         mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
         fakes: list[Any] = [
@@ -194,7 +232,10 @@ class CompiledGraph:
         ]
         _logger.info("compiling the sanitised graph for batch %s", f"{batch} and others" if dynamic else batch)
         try:
-            function = torch._inductor.compile(copy_graph(self._flat.module), fakes, {"freezing": True})
+            module = copy_graph(self._flat.module)
+            if _on_cpu(inputs):  # where Inductor runs every convolution in channels_last
+                pack_bounds(module, self._maps)
+            function = torch._inductor.compile(module, fakes, {"freezing": True})
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise BackendUnavailableError(
@@ -207,3 +248,11 @@ class CompiledGraph:
         least, most = shapes.var_to_range[symbol].lower, shapes.var_to_range[symbol].upper
         sizes = f"{least} to {most}" if most.is_Integer and most < 2**31 else f"{least} and more"
         return _Variant(function, key, symbol, tuple(guard.expr for guard in shapes.guards), sizes)
+
+
+def _key(inputs: Sequence[Tensor]) -> Key:
+    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+
+
+def _on_cpu(inputs: Sequence[Tensor]) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in inputs)

@@ -1,7 +1,7 @@
 """The fused graph as it is run: its operators called through the dispatcher, with or without counting saturation."""
 
-import operator
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,7 @@ from unit_fast.fusion.fuse import fuse
 from unit_fast.fusion.rewrite import tidy
 from unit_fast.runtime.flat import FlatGraph
 from unit_fast.runtime.packing import pack_constants
-from unit_fast.runtime.program import clamp_nodes
+from unit_fast.runtime.program import clamp_nodes, rows_per_sample
 
 if TYPE_CHECKING:
     from unit_fast.kernels.dispatch import Choice, Dispatcher
@@ -69,7 +69,8 @@ class KernelGraph:
         self._graph = self.flat.module
         self.calls = _with_kernel_calls(self._graph, dispatcher)
         if counting:
-            _count(self._graph, [node.meta["site"] for node in clamp_nodes(module)])
+            sites = [node.meta["site"] for node in clamp_nodes(module)]
+            _count(self._graph, dict(zip(sites, rows_per_sample(module), strict=True)), self.flat.batched_inputs[0])
         tidy(self._graph)
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -116,25 +117,37 @@ def _with_kernel_calls(graph_module: fx.GraphModule, dispatcher: "Dispatcher") -
     return calls
 
 
-def _new_counts(tensor: Tensor, sites: int) -> Tensor:
-    return torch.zeros((sites, tensor.shape[0]), dtype=torch.int32, device=tensor.device)
+def _new_counts(tensor: Tensor, rows: int) -> Tensor:
+    return torch.zeros((rows, tensor.shape[0]), dtype=torch.int32, device=tensor.device)
 
 
-def _by_sample(counts: Tensor) -> Tensor:
-    return counts.t().long()
+def _rows_of(counts: Tensor, start: int, rows: int) -> Tensor:
+    return counts[start : start + rows].view(-1)
 
 
-def _count(graph_module: fx.GraphModule, sites: Sequence[str]) -> None:
-    """Give every clamp's kernel a row of counts to add to, and return them all."""
+def _by_sample(counts: Tensor, rows: list[int]) -> Tensor:
+    """Counts of rows, sample by sample within a site, as counts of samples: (N, sites)."""
+    if len(rows) == len(counts):
+        return counts.t().long()
+    samples = counts.shape[1]
+    starts = itertools.accumulate(rows, initial=0)
+    sites = (_rows_of(counts, start, rows_here) for start, rows_here in zip(starts, rows, strict=False))
+    return torch.stack([site.view(samples, -1).sum(1) for site in sites], 1)
+
+
+def _count(graph_module: fx.GraphModule, rows: Mapping[str, int], batched: int) -> None:
+    """Give every clamp's kernel counts to add to, as many a sample as its site has rows, and return them all."""
     graph = graph_module.graph
     holders = {node.meta["site"]: node for node in graph.nodes if node.op == "call_module" and "site" in node.meta}
-    first = next(node for node in graph.nodes if node.op == "call_module")
-    with graph.inserting_before(first):
-        counts = graph.call_function(_new_counts, (first.args[0], len(sites)))
-    for row, site in enumerate(sites):
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(inputs[-1]):
+        counts = graph.call_function(_new_counts, (inputs[batched], sum(rows.values())))
+    start = 0
+    for site, rows_here in rows.items():
         node = holders[site]
         with graph.inserting_before(node):
-            node.kwargs = {"counts": graph.call_function(operator.getitem, (counts, row))}
+            node.kwargs = {"counts": graph.call_function(_rows_of, (counts, start, rows_here))}
+        start += rows_here
     output = next(node for node in graph.nodes if node.op == "output")
     with graph.inserting_before(output):
-        output.args = ((*output.args[0], graph.call_function(_by_sample, (counts,))),)
+        output.args = ((*output.args[0], graph.call_function(_by_sample, (counts, list(rows.values())))),)

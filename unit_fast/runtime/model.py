@@ -6,6 +6,7 @@ import math
 import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from unit_fast.bounds import Bounds
 from unit_fast.calibration.readings import clean_readings
 from unit_fast.errors import UnitFastError
+from unit_fast.fusion.read_clamps import neurons_per_sample
 from unit_fast.runtime.backends import RUNNERS, Backend, choose
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.clean_samples import clean_batches
@@ -73,7 +75,8 @@ class SanitizedModel(nn.Module):
         """Do now what the first call of these batch sizes would have to do: compile, verify, measure; returns self.
 
         Args:
-            batch_sizes: positive. On the CPU all sizes above 1 share what is compiled.
+            batch_sizes: positive. On the CPU the first four above 1 are each compiled alone, which takes the weights'
+                memory once more; all others share what is compiled.
             monitor: the same for :meth:`monitor`.
 
         Raises:
@@ -89,7 +92,7 @@ class SanitizedModel(nn.Module):
         share of 0. :meth:`inspect` tells triggers better, and NaN.
         """
         output, counts = self._runner().monitor(*self._cast_all(args), **self._cast_all(kwargs))
-        return output, saturation(counts, self.bounds)
+        return output, saturation(counts, self._neurons)
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Mapping[str, Tensor]]:
         """The output and, per sample, two measures of what the clamps took away, (N,) float32 each.
@@ -102,7 +105,8 @@ class SanitizedModel(nn.Module):
         """
         output, counts, excess = self._inspector()(*self._cast_all(args), **self._cast_all(kwargs))
         bad = unusable(pytree.tree_leaves((args, kwargs)), self._infinities, len(excess), excess.device)
-        return output, measures(counts, excess.masked_fill(bad[:, None], math.inf), self.bounds)
+        excess = excess.masked_fill(bad[:, None], math.inf)
+        return output, measures(counts, excess, self.bounds, self._neurons)
 
     def threshold(self, fpr: float = 0.01, of: str = "saturation") -> float:
         """The value of a measure that a clean sample exceeds with probability ``fpr`` at most.
@@ -117,7 +121,7 @@ class SanitizedModel(nn.Module):
             DataError: the bounds hold no clean readings, or of too few samples for ``fpr``.
             UnitFastError: ``fpr`` or ``of`` is out of range.
         """
-        return threshold(self.bounds, fpr, of)
+        return threshold(self.bounds, self._neurons, fpr, of)
 
     def fit_threshold(self, loader: Iterable[Any]) -> "SanitizedModel":
         """Learn what is usual from clean samples; returns self. ``bounds.save`` then keeps it.
@@ -210,6 +214,10 @@ class SanitizedModel(nn.Module):
     def _device(self) -> torch.device:
         tensors = (*self.graph_module.parameters(), *self.graph_module.buffers(), *self._example.tensors())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    @cached_property
+    def _neurons(self) -> int:
+        return neurons_per_sample(self.graph_module)
 
     def _inspector(self) -> Callable[..., Any]:
         runner = self._runner()

@@ -1,12 +1,13 @@
 """Constants in the layout that the kernels read, so that no call copies them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from unit_fast.fusion.rewrite import add_constant, constant, tidy
+from unit_fast.fusion.read_clamps import clamp_nodes
+from unit_fast.fusion.rewrite import add_constant, constant, set_constant, tidy
 from unit_fast.kernels.layout import pack_bound, pack_weight
 
 _aten = torch.ops.aten
@@ -37,6 +38,19 @@ def pack_constants(module: fx.GraphModule) -> int:
             node.args = tuple(args)
     tidy(module)
     return len(moved)
+
+
+def pack_bounds(module: fx.GraphModule, sites: Collection[str]) -> None:
+    """Lay out the bounds of these sites as H, W, C, for whoever reads them along with maps in channels_last.
+
+    Values and shapes stay. The tensors that ``module`` was given are not touched: it gets new ones.
+    """
+    for clamp in clamp_nodes(module):
+        reader = clamp.args[1]
+        bound = constant(module, reader)
+        if clamp.meta["site"] in sites and isinstance(reader, fx.Node) and bound is not None:
+            set_constant(module, str(reader.target), pack_bound(bound))
+    module.recompile()
 
 
 def _packed(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[int, Tensor]]:

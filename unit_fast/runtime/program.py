@@ -6,10 +6,10 @@ from functools import cached_property
 from torch import fx
 
 from unit_fast.bounds import Bounds
-from unit_fast.fusion.read_clamps import clamp_nodes, count_saturated, measure_excess
+from unit_fast.fusion.read_clamps import clamp_nodes, count_saturated, measure_excess, rows_per_sample
 from unit_fast.runtime.calls import Call
 
-__all__ = ["Program", "clamp_nodes"]
+__all__ = ["Program", "clamp_nodes", "rows_per_sample"]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from unit_fast.errors import DataError, UnitFastError
 MEASURES = ("saturation", "excess")
 
 
-def saturation(counts: Tensor, bounds: Bounds) -> Tensor:
-    """The share of neurons above their bound, (N,) float32 in [0, 1], from counts (N, sites)."""
-    neurons = sum(math.prod(site.shape) for site in bounds.sites)
+def saturation(counts: Tensor, neurons: int) -> Tensor:
+    """The share of a sample's ``neurons`` above their bound, (N,) float32 in [0, 1], from counts (N, sites)."""
     return counts.sum(1).float() / neurons
 
 
@@ -35,7 +34,7 @@ def relative_excess(excess: Tensor, bounds: Bounds) -> Tensor:
     return (excess / scale).amax(1).nan_to_num(math.inf, math.inf)
 
 
-def threshold(bounds: Bounds, fpr: float, of: str) -> float:
+def threshold(bounds: Bounds, neurons: int, fpr: float, of: str) -> float:
     """The measure above which at most a share ``fpr`` of clean samples lie.
 
     Distribution-free: a new clean sample exceeds the k-th smallest of n clean ones with probability 1 − k/(n + 1) at
@@ -50,7 +49,7 @@ def threshold(bounds: Bounds, fpr: float, of: str) -> float:
     if isinstance(fpr, bool) or not isinstance(fpr, int | float) or not 0 < fpr < 1:
         raise UnitFastError(f"fpr={fpr!r}; expected a share of false alarms between 0 and 1, such as 0.01")
     readings = require_readings(bounds)
-    clean = saturation(readings.counts, bounds) if of == "saturation" else relative_excess(readings.excess, bounds)
+    clean = saturation(readings.counts, neurons) if of == "saturation" else relative_excess(readings.excess, bounds)
     rank = math.ceil((1 - fpr) * (len(clean) + 1) - 1e-9)
     if rank > len(clean):
         raise DataError(
@@ -80,9 +79,9 @@ def require_readings(bounds: Bounds) -> CleanReadings:
     return bounds.readings
 
 
-def measures(counts: Tensor, excess: Tensor, bounds: Bounds) -> Mapping[str, Tensor]:
+def measures(counts: Tensor, excess: Tensor, bounds: Bounds, neurons: int) -> Mapping[str, Tensor]:
     """Both measures by name, (N,) each; excess only where the bounds hold clean readings."""
-    found = {"saturation": saturation(counts, bounds)}
+    found = {"saturation": saturation(counts, neurons)}
     if bounds.readings is not None:
         found["excess"] = relative_excess(excess, bounds)
     return found
