@@ -9,6 +9,7 @@ import torch
 import unit_fast as uf
 from tests.export.models import made_bounds, make
 from tests.kernels.dispatch.ways import H200, FakeClock
+from tests.runtime.networks import Windows, bounds_of, images
 from unit_fast.capture import capture
 from unit_fast.kernels.dispatch.candidates import Candidate, candidates_for
 from unit_fast.kernels.dispatch.dispatcher import Dispatcher
@@ -106,6 +107,37 @@ def test_explain_tells_batch_sizes_apart(tmp_path):
     (note,) = runner.explain()
     assert note.runs == "batch 1: fast; batch 4: slow"
     assert note.why == "batch 1: measured: 1.0 µs, reference 5.0 µs; batch 4: measured: 2.0 µs, reference 5.0 µs"
+
+
+def test_explain_says_why_a_candidate_was_dropped(tmp_path):
+    given, _ = program("vit")
+
+    def fails(*args, counts=None):  # noqa: ARG001 - a candidate's
+        raise RuntimeError("no kernel image")
+
+    def candidates(problem, environment):
+        *_, reference = candidates_for(problem, environment)
+        broken = [Candidate("triton 64x64", "triton", fails)] if "gelu" in problem.key else []
+        return [*broken, reference]
+
+    runner = Fused(given, dispatcher(tmp_path, FakeClock({"reference": 5.0}), candidates=candidates))
+    with pytest.warns(UserWarning, match=r"triton 64x64 is not used .* no kernel image"):
+        runner.warmup([1])
+    (note,) = runner.explain()
+    assert note.runs == "reference"
+    assert note.why == ("measured: 5.0 µs, alone; without triton 64x64: it fails with RuntimeError: no kernel image")
+
+
+def test_sites_with_several_rows_a_sample_are_counted_by_sample(tmp_path):
+    model, x = Windows().eval(), images(5)
+    bounds = bounds_of(model, x)
+    given = Program(insert_bounds(capture(model, x), dict(bounds.items())), bounds, Call.from_example(x))
+    output, counts = Fused(given, dispatcher(tmp_path)).monitor(x)
+    expected, expected_counts = given.counting(x)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert expected_counts[:, 1].min() > 0
+    assert counts.shape == (5, 3)
+    assert (counts - expected_counts).abs().max() <= 1, "rounding may move a value across its bound"
 
 
 def test_a_fused_graph_that_differs_is_refused(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from unit_fast.runtime.kernel_graph import KernelCall, KernelGraph
 from unit_fast.runtime.program import Program
 
 if TYPE_CHECKING:
-    from unit_fast.kernels.dispatch import Dispatcher
+    from unit_fast.kernels.dispatch import Choice, Dispatcher
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_CAPABILITY = (8, 0)  # the oldest the kernels are compiled for in the tests
@@ -176,7 +176,11 @@ def _note(call: KernelCall) -> SiteNote:
         return SiteNote(call.site, fused, "chosen when it is called", "warmup() has not run: nothing was measured")
     choices = sorted(call.choices.items())
     runs = _by_batch([(batch, choice.candidate.name) for batch, choice in choices])
-    return SiteNote(call.site, fused, runs, _by_batch([(batch, choice.why) for batch, choice in choices]))
+    return SiteNote(call.site, fused, runs, _by_batch([(batch, _why(choice)) for batch, choice in choices]))
+
+
+def _why(choice: "Choice") -> str:
+    return choice.why + "".join(f"; without {name}: {reason}" for name, reason in choice.dropped.items())
 
 
 def _by_batch(said: Sequence[tuple[int, str]]) -> str:
