@@ -99,8 +99,12 @@ def interleaved(
     """
     found = {name: _Found() for name in contenders}
     done, total = itertools.count(1), (1 + restarts) * (len(contenders) + rounds)
-    step = (lambda: progress(next(done), total)) if progress is not None else lambda: None
     shuffle = random.Random(seed).shuffle
+
+    def step() -> None:
+        if progress is not None:
+            progress(next(done), total)
+
     for _ in range(1 + restarts):
         with ExitStack() as stack:
             workers: dict[str, _Worker] = {}
