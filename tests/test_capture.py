@@ -1,6 +1,7 @@
 """capture(): the plain graph computes what the module computes, for whatever modules do."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -171,6 +172,17 @@ class Noisy(nn.Module):
         return F.relu(x + torch.randn_like(x))
 
 
+class BranchOnBatch(nn.Module):
+    """Doubles batches of which ``condition`` holds."""
+
+    def __init__(self, condition: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.condition = condition
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * F.relu(x) if self.condition(x.shape[0]) else F.relu(x)
+
+
 class Cond(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cond(x.sum() > 0, lambda t: F.relu(t), lambda t: -t, (x,))
@@ -183,10 +195,25 @@ class Cond(nn.Module):
         (Counter(), r"aten.copy_.default.*changes calls while the model runs"),
         (FixedBatch(), r"fixes the batch size of example_input to 2"),
         (Noisy(), r"aten.randn_like.default in the model itself draws random numbers"),
+        (BranchOnBatch(lambda n: n > 16), r"other batch sizes.*only where x.shape\[0\] <= 16; a graph has no branches"),
+        (BranchOnBatch(lambda n: n % 2 == 0), r"only where \(x.shape\[0\] % 2\) == 0"),
+        (BranchOnBatch(lambda n: n == 7), r"only where x.shape\[0\] != 7"),
+        (BranchOnBatch(lambda n: n == 1), r"something else for a single sample"),
         (Cond(), r"operator cond .*graph of its own"),
         (SmallResNet().stem.weight, r"is a Parameter; expected a torch.nn.Module"),
     ],
-    ids=["branch on data", "state that changes", "fixed batch", "noise", "cond", "no module"],
+    ids=[
+        "branch on data",
+        "state that changes",
+        "fixed batch",
+        "noise",
+        "batch above 16",
+        "even batch",
+        "batch of 7",
+        "batch of 1",
+        "cond",
+        "no module",
+    ],
 )
 def test_what_has_no_plain_graph_is_named(model, message):
     with pytest.raises(uf.CaptureError, match=message):

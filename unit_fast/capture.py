@@ -58,8 +58,8 @@ def _capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exa
     if isinstance(model, torch.export.ExportedProgram):
         program = model
     elif isinstance(model, nn.Module):
-        args, kwargs = call_arguments(example_input)
-        program = _export(model, *_at_least_two_samples(args, kwargs))
+        args, kwargs = _at_least_two_samples(*call_arguments(example_input))
+        program = _export(model, args, kwargs)
     else:
         raise CaptureError(
             f"model is a {type(model).__name__}; expected a torch.nn.Module or a torch.export.ExportedProgram"
@@ -69,6 +69,8 @@ def _capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exa
         check_guards = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         captured = _detached(program.module(**check_guards))
         _reject_unsupported(captured)
+        if isinstance(model, nn.Module):
+            _require_same_for_one_sample(model, captured, args, kwargs)
         relax_views(captured)
         remove_identities(captured)
         captured.graph.eliminate_dead_code()
@@ -160,6 +162,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 "rewrite that operation so that it depends on shapes only, or pass a torch.export program"
             ) from error
     _require_dynamic_batch(program)
+    _require_any_batch(program)
     return program
 
 
@@ -178,6 +181,58 @@ def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
             if value.ndim > 0 and isinstance(value.shape[0], int):
                 raise _fixed_batch_error(node.name, value.shape[0])
             return
+
+
+# What torch.export always asks of a batch, and of inputs that share one.
+_USUAL_GUARD = re.compile(r"(2 <= )?(L\[.*?\](\[.*?\])*\.size\(\)\[0\])( == L\[.*?\](\[.*?\])*\.size\(\)\[0\])?")
+
+
+def _require_any_batch(program: torch.export.ExportedProgram) -> None:
+    """torch.export follows the example where a model branches on the batch size, and says so in a guard only."""
+    for guard in getattr(program, "_guards_code", ()):
+        if not _USUAL_GUARD.fullmatch(guard):
+            condition = re.sub(r"L\['(.*?)'\]", r"\1", guard).replace(".size()", ".shape")
+            raise CaptureError(
+                f"the model computes something else for other batch sizes: what the example runs holds only where "
+                f"{condition}; a graph has no branches, so compute the same for every size"
+            )
+
+
+def _require_same_for_one_sample(
+    model: nn.Module, captured: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """torch.export takes every batch to be of two samples or more, without a guard."""
+    size = batch_size(args, kwargs)
+
+    def first(leaf: Any) -> Any:
+        batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
+        return leaf[:1] if batched else leaf
+
+    args, kwargs = pytree.tree_map(first, (args, kwargs))
+    with evaluation_mode(model):
+        try:
+            expected = pytree.tree_leaves(model(*args, **kwargs))
+        except Exception:  # noqa: BLE001 - the model's own affair: it takes no single sample
+            return
+    found = pytree.tree_leaves(captured(*args, **kwargs))
+    if len(found) != len(expected) or not all(map(_alike, found, expected)):
+        raise CaptureError(
+            "the model computes something else for a single sample than for the first of several; a graph has no "
+            "branches, so compute the same for every batch size"
+        )
+
+
+def _alike(found: Any, expected: Any) -> bool:
+    """Whether two outputs are the same but for rounding, of which wide networks in half precision have much."""
+    if not isinstance(expected, Tensor):
+        return bool(found == expected)
+    if not expected.is_floating_point():  # topk and argmax may break ties differently
+        return found.shape == expected.shape
+    finite = expected[expected.isfinite()].abs()
+    largest = float(finite.max()) if finite.numel() else 1.0
+    return found.shape == expected.shape and torch.allclose(
+        found, expected, rtol=0, atol=0.05 * largest, equal_nan=True
+    )
 
 
 def _fixed_batch_error(name: str, size: int, *, several: bool = False) -> CaptureError:
