@@ -15,8 +15,8 @@ forms     every network, form and precision: how the sites were clamped, parity 
           is timed, so other work beside it does no harm
 
 Timed are whole calls with two threads, idle threads asleep. Every file has a process of its own; all of them stay
-alive, and bursts of half a second alternate in an order drawn anew each round (`unit_fast.timing`). Every export is
-verified before it is timed.
+alive, and bursts of half a second alternate in an order drawn anew each round; then all start anew, three times
+(`unit_fast.timing`). Every export is verified before it is timed.
 """
 
 import argparse
@@ -60,14 +60,16 @@ class Effort:
 
     Attributes:
         network: that is timed.
-        rounds: of bursts of each file and batch size.
-        seconds: of a burst. The slowest call takes 0.15 s, so ten rounds of four make forty.
+        rounds: of bursts of each file and batch size, in every process.
+        seconds: of a burst. The slowest call takes 0.15 s, so twenty bursts of three make sixty.
+        restarts: of every process, since one that runs the very same file can be 5 % faster than another.
         networks: that every form and precision is tried on.
     """
 
     network: str = NETWORK
-    rounds: int = 12
-    seconds: float = 0.6
+    rounds: int = 5
+    seconds: float = 0.45
+    restarts: int = 3
     networks: Sequence[str] = SUITE
 
 
@@ -267,7 +269,7 @@ def _timed(
             except UnitFastError as error:
                 _logger.warning("%s is not timed: %s", way, error)
                 yield _described(effort.network, way) | {"reason": str(error)}
-        found = interleaved(builders, rounds=effort.rounds, seconds=effort.seconds)
+        found = interleaved(builders, rounds=effort.rounds, seconds=effort.seconds, restarts=effort.restarts)
     for way in ways:
         timings = found.get(str(way))
         if isinstance(timings, Failure):

@@ -12,7 +12,7 @@ from benchmarks.export import PLAIN, PLAIN_INT8, Effort, Way
 from tests.export.models import make
 from unit_fast.timing import Timing, burst
 
-EFFORT = Effort(network="small", rounds=2, seconds=0.02, networks=("small",))
+EFFORT = Effort(network="small", rounds=2, seconds=0.02, restarts=0, networks=("small",))
 
 
 @pytest.fixture
@@ -35,7 +35,13 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time here: processes start slowly, and one test with them is enough."""
 
-    def interleaved(contenders: dict[str, Any], *, rounds: int, seconds: float) -> dict[str, dict[str, Timing]]:
+    def interleaved(
+        contenders: dict[str, Any],
+        *,
+        rounds: int,
+        seconds: float,
+        restarts: int = 0,  # noqa: ARG001
+    ) -> dict[str, dict[str, Timing]]:
         built = {name: build() for name, build in contenders.items()}
         return {
             name: {case: Timing.of(burst(call, rounds * seconds)) for case, call in cases.items()}
