@@ -12,9 +12,10 @@ from tests.export.models import bounds_for
 from unit_fast.capture import capture
 from unit_fast.errors import ParityError
 from unit_fast.export import ParityResult, SaturationWarning, export_onnx
-from unit_fast.export.flat import FlatGraph, flatten_graph
+from unit_fast.export.flat import FlatGraph, flatten_graph, in_dtype
 from unit_fast.export.forms import Clamp
 from unit_fast.export.parity import CEILINGS, ROUNDING, _agreement, _compare, check_parity
+from unit_fast.export.reference import reference_cases
 from unit_fast.sites import insert_bounds
 
 BOUND = 1.5
@@ -152,6 +153,25 @@ def test_the_limit_follows_the_rounding_of_the_reference_and_no_further() -> Non
     assert relative == pytest.approx(1.95e-4, rel=1e-2)
     with pytest.raises(ParityError, match="output y, here: differs by"):
         _compare("output y", expected + ROUNDING * 1e-4 * 1.01, expected, 1e-5, rounding, "here")
+
+
+def test_the_rounding_is_the_larger_of_two_orders_of_summation() -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval(), torch.randn(7, 16, 9, 9)
+    graph = flatten_graph(insert_bounds(capture(model, images), {"1": torch.tensor(1.5)}), images)
+    was = torch.backends.mkldnn.enabled
+
+    (case,) = [case for case in reference_cases(graph, ["1"], None).cases if str(case) == "ordinary inputs, batch 7"]
+
+    exact = in_dtype(graph, torch.float64).module(images.double())[0]
+    errors = {}
+    for enabled in (False, True):
+        torch.backends.mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)
+        errors[enabled] = (graph.module(images)[0].double() - exact).abs().max().item()
+    torch.backends.mkldnn.set_flags(_enabled=was, _fp32_precision=None)
+    assert torch.backends.mkldnn.enabled == was
+    assert errors[False] != errors[True]
+    assert case.rounding["output output"] >= max(errors.values())
 
 
 def test_no_rounding_of_the_reference_excuses_more_than_the_ceiling() -> None:
