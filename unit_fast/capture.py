@@ -230,9 +230,10 @@ def _alike(found: Any, expected: Any) -> bool:
         return found.shape == expected.shape
     finite = expected[expected.isfinite()].abs()
     largest = float(finite.max()) if finite.numel() else 1.0
-    return found.shape == expected.shape and torch.allclose(
-        found, expected, rtol=0, atol=0.05 * largest, equal_nan=True
-    )
+    if found.shape != expected.shape:
+        return False
+    close: bool = torch.allclose(found, expected, rtol=0, atol=0.05 * largest, equal_nan=True)
+    return close
 
 
 def _fixed_batch_error(name: str, size: int, *, several: bool = False) -> CaptureError:

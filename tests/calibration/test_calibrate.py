@@ -346,6 +346,26 @@ def test_a_method_that_forgets_a_site_is_told() -> None:
         calibrate(network(), loader(), Forgetful(), "tensor")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bounds: bounds | {"features.6": 1.0}, "method own returned float as the bound of features.6"),
+        (lambda bounds: bounds | {"features.6": torch.tensor(torch.nan)}, "returned NaN as the bound of features.6"),
+        (lambda bounds: bounds | {"elsewhere": torch.ones(())}, "returned bounds for elsewhere, no sites here"),
+    ],
+    ids=["number", "NaN", "unknown site"],
+)
+def test_a_method_that_returns_something_else_is_told(change: Any, message: str) -> None:
+    @dataclass(frozen=True)
+    class Own(Method):
+        def fit(self, context: CalibrationContext) -> dict[str, Tensor]:
+            bounds: dict[str, Tensor] = change({site.name: torch.ones(()) for site in context.sites})
+            return bounds
+
+    with pytest.raises(UnitFastError, match=message):
+        calibrate(network(), loader(), Own(), "tensor")
+
+
 def test_ctrl_c_returns_nothing_and_goes_on() -> None:
     def stop(_: Any) -> None:
         raise KeyboardInterrupt

@@ -28,6 +28,12 @@ def test_version(unit_fast) -> None:
     assert result.stdout.split()[0] == "unit_fast"
 
 
+def test_python_runs_the_package() -> None:
+    command = [sys.executable, "-m", "unit_fast", "--version"]
+
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("unit_fast")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

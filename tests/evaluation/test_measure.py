@@ -154,6 +154,17 @@ def test_normalisation_comes_after_the_trigger():
     assert report.benign == Rate(5, 7)
 
 
+def test_a_trigger_that_writes_to_its_input_spoils_nothing():
+    def stamp_in_place(x: Tensor) -> Tensor:
+        return x.copy_(STAMP(x))
+
+    loader = data(SEEN, LABELS)
+    first, second = (evaluate(PixelReader(), loader, trigger=stamp_in_place, target=3) for _ in range(2))
+    expected = evaluate(PixelReader(), data(SEEN, LABELS), trigger=STAMP, target=3)
+    assert first.benign == second.benign == expected.benign
+    assert first.attack == second.attack == expected.attack
+
+
 class FakeSession:
     """The two methods of an ONNX Runtime session that are used."""
 

@@ -83,7 +83,14 @@ def test_bad_outputs_are_refused(model, message):
             {"trigger": STAMP, "target": lambda y: y + 4}, "class 6 is out of range", id="function out of range"
         ),
         pytest.param(
-            {"trigger": lambda x: x[:1], "target": 3}, r"expected a batch \(3, 3, 4, 4\) back", id="trigger shape"
+            {"trigger": lambda x: x[:1], "target": 3},
+            r"expected a batch \(3, 3, 4, 4\) torch.float32 back",
+            id="trigger shape",
+        ),
+        pytest.param(
+            {"trigger": lambda x: (x * 255).byte(), "target": 3},
+            r"torch.float32 back, found .* torch.uint8",
+            id="dtype",
         ),
         pytest.param({"class_names": ["a", "b"]}, "expected 5 names, .* found 2", id="names"),
     ],

@@ -89,6 +89,9 @@ def test_an_empty_batch_gives_an_empty_result(fast):
     output, counts = fast._runner().monitor(images(0))
     assert output.shape == (0, 5)
     assert counts.shape == (0, 1)
+    output, measures = fast.inspect(images(0))
+    assert output.shape == (0, 5)
+    assert all(values.shape == (0,) for values in measures.values())
 
 
 def test_counts_are_those_of_the_reference(fast, eager, bounds):

@@ -173,11 +173,7 @@ def _require_running(model: nn.Module, example: Inputs, samples: SampleStore) ->
 
 
 def _result(context: CalibrationContext, method: Method, tensors: dict[str, Tensor], seen: Survey) -> Bounds:
-    missing = [site.name for site in context.sites if site.name not in tensors]
-    if missing:
-        raise UnitFastError(
-            f"the method {method.name} returned no bounds for {', '.join(missing)}; it has to for all sites"
-        )
+    _require_bounds(context, method, tensors)
     bounds = {site.name: tensors[site.name].detach().to("cpu", torch.float32) for site in context.sites}
     sanitised = insert_bounds(context.graph, {name: bound.to(context.device) for name, bound in bounds.items()})
     labels = context.samples.labels
@@ -206,6 +202,22 @@ def _result(context: CalibrationContext, method: Method, tensors: dict[str, Tens
     held_out = context.samples.batches(context.validation_indices, context.batch_size)
     readings = clean_readings(sanitised, (batch.x for batch in held_out))
     return Bounds(bounds, context.sites, context.granularity, fingerprint, metadata, seen.clean, readings)
+
+
+def _require_bounds(context: CalibrationContext, method: Method, tensors: dict[str, Tensor]) -> None:
+    names = [site.name for site in context.sites]
+    missing, unknown = [name for name in names if name not in tensors], [name for name in tensors if name not in names]
+    if missing or unknown:
+        what = f"no bounds for {', '.join(missing)}" if missing else f"bounds for {', '.join(unknown)}, no sites here"
+        raise UnitFastError(f"the method {method.name} returned {what}; expected one for each of {', '.join(names)}")
+    for name in names:
+        bound = tensors[name]
+        found = "NaN" if isinstance(bound, Tensor) and bool(bound.isnan().any()) else type(bound).__name__
+        if found == "NaN" or not isinstance(bound, Tensor):
+            raise UnitFastError(
+                f"the method {method.name} returned {found} as the bound of {name}; expected a tensor without NaN of "
+                "the granularity's shape"
+            )
 
 
 def _checked(logits: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:

@@ -63,7 +63,7 @@ def demo(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Backdoor a small network on handwritten digits, remove the backdoor, export the result: two minutes on a CPU."""
+    """Backdoor a small network on digits, remove the backdoor, export the result: under three minutes on a CPU."""
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     files = Files.in_folder(make_folder(output))
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from torch import Tensor
 from unit_fast.errors import DataError
 from unit_fast.evaluation.batches import as_tensor
 from unit_fast.evaluation.classifier import inference, module_device
+from unit_fast.evaluation.triggers import stamped
 
 Exposed = Callable[[Tensor], tuple[Any, Mapping[str, Tensor]]]
 
@@ -94,7 +95,7 @@ def collect_histograms(
                 break
             inputs = as_tensor(content[0] if isinstance(content, tuple | list) else content, f"batch {number}: x")
             inputs = inputs if where is None else inputs.to(where)
-            batches = {"clean": inputs} if trigger is None else {"clean": inputs, "triggered": trigger(inputs)}
+            batches = {"clean": inputs} if trigger is None else {"clean": inputs, "triggered": stamped(trigger, inputs)}
             for series, batch in batches.items():
                 ready = batch if preprocess is None else preprocess(batch)
                 activations = _activations(run, ready)

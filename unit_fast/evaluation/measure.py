@@ -16,7 +16,7 @@ from unit_fast.evaluation.detection import Readings
 from unit_fast.evaluation.examples import Example, ExampleDraw, picture
 from unit_fast.evaluation.report import Report
 from unit_fast.evaluation.tally import Tally
-from unit_fast.evaluation.triggers import describe
+from unit_fast.evaluation.triggers import describe, stamped
 
 Target = int | str | Callable[[Tensor], Tensor]
 
@@ -136,12 +136,7 @@ class _Run:
         if not bool(attacked.any()):
             return
         inputs = batch.inputs.to(self._classifiers[0].device) if self._classifiers[0].device else batch.inputs
-        images = self._trigger(inputs)
-        if not isinstance(images, Tensor) or images.shape != inputs.shape:
-            found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise DataError(
-                f"trigger {describe(self._trigger)}: expected a batch {tuple(inputs.shape)} back, found {found}"
-            )
+        images = stamped(self._trigger, inputs)
         # The whole batch runs, not only the attacked samples: compiled and exported models keep their batch size.
         what = f"triggered batch {batch.number}"
         triggered = []

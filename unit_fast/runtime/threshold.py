@@ -96,5 +96,5 @@ def unusable(inputs: Iterable[Any], infinities: bool, samples: int, device: torc
     for leaf in inputs:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and len(leaf) == samples:
             bad = leaf.isnan() if infinities else ~leaf.isfinite()
-            found |= bad.reshape(samples, -1).any(1).to(device)
+            found |= (bad.flatten(1).any(1) if bad.ndim > 1 else bad).to(device)
     return found

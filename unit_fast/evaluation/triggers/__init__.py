@@ -5,7 +5,7 @@ shape, dtype and device; the ones given stay as they are. :func:`parse` makes on
 """
 
 from unit_fast.evaluation.triggers.add import Add
-from unit_fast.evaluation.triggers.base import ImageTrigger, describe
+from unit_fast.evaluation.triggers.base import ImageTrigger, describe, stamped
 from unit_fast.evaluation.triggers.blend import Blend
 from unit_fast.evaluation.triggers.custom import Custom
 from unit_fast.evaluation.triggers.patch import Patch
@@ -13,4 +13,4 @@ from unit_fast.evaluation.triggers.sinusoid import Sinusoid
 from unit_fast.evaluation.triggers.spec import parse
 from unit_fast.evaluation.triggers.warp import Warp
 
-__all__ = ["Add", "Blend", "Custom", "ImageTrigger", "Patch", "Sinusoid", "Warp", "describe", "parse"]
+__all__ = ["Add", "Blend", "Custom", "ImageTrigger", "Patch", "Sinusoid", "Warp", "describe", "parse", "stamped"]

@@ -76,6 +76,21 @@ def check_images(images: Tensor, trigger: str) -> None:
         )
 
 
+def stamped(trigger: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """What ``trigger`` makes of a batch, which stays as it is even where the trigger writes to it.
+
+    Raises:
+        DataError: it returns something else than a batch of the same shape and dtype.
+    """
+    images = trigger(inputs.clone())
+    if not isinstance(images, Tensor) or images.shape != inputs.shape or images.dtype != inputs.dtype:
+        found = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        raise DataError(
+            f"trigger {describe(trigger)}: expected a batch {tuple(inputs.shape)} {inputs.dtype} back, found {found}"
+        )
+    return images
+
+
 def describe(trigger: Callable[[Tensor], Tensor]) -> str:
     """One line for reports: the trigger's settings, or the name of a plain function."""
     if isinstance(trigger, ImageTrigger):
