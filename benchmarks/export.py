@@ -15,7 +15,7 @@ forms     every network, form and precision: how the sites were clamped, parity 
           is timed, so other work beside it does no harm
 
 Timed are whole calls with two threads, idle threads asleep. Every file has a process of its own; all of them stay
-alive, and bursts of half a second alternate in an order drawn anew each round; then all start anew, three times
+alive, and bursts of half a second alternate in an order drawn anew each round; then all start anew, twice
 (`unit_fast.timing`). Every export is verified before it is timed.
 """
 
@@ -61,15 +61,15 @@ class Effort:
     Attributes:
         network: that is timed.
         rounds: of bursts of each file and batch size, in every process.
-        seconds: of a burst. The slowest call takes 0.15 s, so twenty bursts of three make sixty.
+        seconds: of a burst. The slowest call takes 0.15 s, so eighteen bursts of three make fifty.
         restarts: of every process, since one that runs the very same file can be 5 % faster than another.
         networks: that every form and precision is tried on.
     """
 
     network: str = NETWORK
-    rounds: int = 5
+    rounds: int = 6
     seconds: float = 0.45
-    restarts: int = 3
+    restarts: int = 2
     networks: Sequence[str] = SUITE
 
 
