@@ -95,7 +95,7 @@ def test_half_precision_stays_close(bounds: Path, unit_fast) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        pytest.param(["--trigger", "patch:size=3"], "trigger= is given without target=", id="trigger-without-target"),
+        pytest.param(["--trigger", "patch:size=3"], "--trigger is given without --target", id="trigger-without-target"),
         pytest.param(["--trigger", "stamp:size=3", "--target", "1"], "stamp", id="unknown-trigger"),
         pytest.param(["--trigger", "patch:size=20", "--target", "1"], "does not fit", id="patch-too-large"),
         pytest.param(["--trigger", "add:absent.png", "--target", "1"], "there is no file absent.png", id="no-picture"),

@@ -75,6 +75,7 @@ def bench(
 
     with terminal.warnings_as_notes(), tempfile.TemporaryDirectory() as folder:
         place = parse_device(device)
+        chosen = _parse_backends(backends, place, dtype)
         inputs = (data, input_shape, size, mean, std)
         file = bounds if bounds is not None else Path(folder) / "bounds.safetensors"
         loaded = load_same_model(model, weights, model_args, place)
@@ -83,7 +84,6 @@ def bench(
         if bounds is None:
             terminal.note("no --bounds: timing with stand-ins from the statistics of random inputs; speed is the same")
             _stand_in_bounds(loaded, example, granularity.value).save(file)
-        chosen = _parse_backends(backends, place, dtype)
         del loaded
         common = (model, weights, model_args, file, inputs, batches, str(place), dtype and str(dtype), threads)
         contenders = [Contender(False, way, *common) for way in UNCLAMPED if backends is None or way in chosen]
@@ -114,7 +114,7 @@ def _parse_batches(text: str) -> tuple[int, ...]:
     except ValueError as error:
         raise DataError(f"--batch {text}: expected whole numbers with commas between, such as 1,32") from error
     if min(batches) < 1 or len(set(batches)) < len(batches):
-        raise DataError(f"--batch {text}: expected different numbers above 0")
+        raise DataError(f"--batch {text}: expected numbers of 1 and more, each once")
     return batches
 
 

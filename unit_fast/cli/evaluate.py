@@ -71,6 +71,9 @@ def evaluate(
     from unit_fast.evaluation.triggers import parse
 
     with terminal.warnings_as_notes():
+        if (trigger is None) != (target is None):
+            given, missing = ("--trigger", "--target") if target is None else ("--target", "--trigger")
+            raise DataError(f"{given} is given without {missing}; an attack has both, clean accuracy needs neither")
         make_here_importable()
         attack = parse(trigger) if trigger is not None else None
         aim = _parse_target(target)

@@ -57,6 +57,8 @@ class NpzFile:
 
 def _load(path: Path) -> dict[str, _Array]:
     try:
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{path} is damaged, or no .npz file; np.savez(file, x=images, y=labels) makes one")
         with np.load(path, allow_pickle=False) as archive:
             if "x" not in archive.files:
                 raise DataError(f"{path}: expected arrays x and y, found {', '.join(archive.files) or 'none'}")
