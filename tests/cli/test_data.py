@@ -187,7 +187,7 @@ def test_npz_that_cannot_be_used_is_said(tmp_path: Path, arrays: dict[str, np.nd
         open_samples(tmp_path / "data.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut"], ids=["empty", "truncated"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"just text"], ids=["empty", "truncated", "text"])
 def test_npz_that_is_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.npz").write_bytes(content)
 
