@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from torch import Tensor, nn
 
 from benchmarks.conftest import DEVICE, Measure
@@ -78,7 +79,11 @@ def _provider(name: str, model: nn.Module, bounds: Bounds, example: Tensor, batc
         return run
     graph = run.graph_module if kind == "sanitised" else run
     if way == "freezing":
-        return torch.compile(graph, dynamic=False, options={"freezing": True})
+        compiled = torch.compile(graph, dynamic=False)
+        # Dynamo asks for it while it traces: as an option of torch.compile it comes too late, and no weight is frozen.
+        with torch.no_grad(), inductor.patch(freezing=True):
+            compiled(example[torch.arange(batch) % len(example)].contiguous())
+        return compiled
     return torch.compile(graph, dynamic=False, mode=way)
 
 

@@ -43,7 +43,11 @@ def _eager(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], An
 
 
 def _compile(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:  # noqa: ARG001 - all alike
-    return torch.compile(model, dynamic=False, options={"freezing": True})
+    import torch._inductor.config as inductor
+
+    # Dynamo asks for it while it traces: as an option of torch.compile it comes too late, and no weight is frozen.
+    inductor.freezing = True
+    return torch.compile(model, dynamic=False)
 
 
 def _onnxruntime(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:

@@ -93,7 +93,11 @@ class Contender:
         if self.backend == "eager":
             return _without_gradients(model)
         given = example.kwargs if example.kwargs and not example.args else example.args
-        compiled = torch.compile(capture(loaded, given), dynamic=False, options={"freezing": True})
+        import torch._inductor.config as inductor
+
+        # Dynamo asks for it while it traces: as an option of torch.compile it comes too late, and no weight is frozen.
+        inductor.freezing = True
+        compiled = torch.compile(capture(loaded, given), dynamic=False)
         run = _without_gradients(compiled)
         _require_agreement(run, model, example, None)
         return run
