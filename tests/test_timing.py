@@ -97,3 +97,39 @@ def test_restarts_build_everyone_anew_and_pool_the_calls_of_all_processes(tmp_pa
     assert results["once"] == Failure("ValueError: only once")
     assert said == [(done, 10) for done in range(1, 11)]
     assert not multiprocessing.active_children()
+
+
+def _endless(file: Path) -> Mapping[str, Callable[[], object]]:
+    file.write_text(str(os.getpid()))
+    time.sleep(60)
+    return {}
+
+
+def _time_endlessly(file: Path) -> None:
+    interleaved({"endless": functools.partial(_endless, file)})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill(pid, 0) asks whether a process is there on POSIX only")
+def test_a_killed_parent_takes_its_contenders_along(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    parent = multiprocessing.get_context("spawn").Process(target=_time_endlessly, args=(file,))
+    parent.start()
+    until = time.monotonic() + 60
+    while not (file.exists() and file.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    contender = int(file.read_text())
+    parent.kill()
+    parent.join()
+    until = time.monotonic() + 10
+    while _lives(contender) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _lives(contender)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not (status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")

@@ -8,8 +8,10 @@ times a short burst while the others wait on a pipe.
 import itertools
 import math
 import multiprocessing
+import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -181,6 +183,7 @@ class _Worker:
 
 def _serve(connection: Connection, builder: Builder) -> None:
     """The contender's process: build when first asked, then time what is asked for until the pipe closes."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cases: Mapping[str, Call] = {}
     for asked in itertools.count():
         try:
@@ -197,6 +200,14 @@ def _serve(connection: Connection, builder: Builder) -> None:
         except Exception as error:  # noqa: BLE001 - told to the parent, which goes on with the others
             answer = Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
         connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End at once when the parent was killed, in the middle of a build too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _first(call: Call) -> float:
