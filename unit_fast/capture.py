@@ -227,7 +227,7 @@ def _alike(found: Any, expected: Any) -> bool:
     if not isinstance(expected, Tensor):
         return bool(found == expected)
     if not expected.is_floating_point():  # topk and argmax may break ties differently
-        return found.shape == expected.shape
+        return bool(found.shape == expected.shape)
     finite = expected[expected.isfinite()].abs()
     largest = float(finite.max()) if finite.numel() else 1.0
     if found.shape != expected.shape:

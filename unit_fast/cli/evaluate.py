@@ -72,8 +72,8 @@ def evaluate(
 
     with terminal.warnings_as_notes():
         if (trigger is None) != (target is None):
-            given, missing = ("--trigger", "--target") if target is None else ("--target", "--trigger")
-            raise DataError(f"{given} is given without {missing}; an attack has both, clean accuracy needs neither")
+            one, other = ("--trigger", "--target") if target is None else ("--target", "--trigger")
+            raise DataError(f"{one} is given without {other}; an attack has both, clean accuracy needs neither")
         make_here_importable()
         attack = parse(trigger) if trigger is not None else None
         aim = _parse_target(target)
