@@ -40,6 +40,7 @@ from benchmarks.results_file import RESULTS, write_results
 from unit_fast.bounds import Bounds, Granularity
 from unit_fast.errors import UnitFastError
 from unit_fast.export import ExportReport, OnnxRuntimeModel, export_onnx
+from unit_fast.export.openvino_model import shared_core
 from unit_fast.timing import Call, Failure, interleaved
 
 _logger = logging.getLogger("benchmarks.export")
@@ -233,14 +234,12 @@ def onnxruntime_calls(path: Path) -> dict[str, Call]:
 
 def openvino_infer(path: Path) -> Callable[[Any], Any]:
     """What runs a file in OpenVINO: takes its inputs as arrays, by name or in a list."""
-    import openvino
-
     settings = {
         "INFERENCE_NUM_THREADS": THREADS,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, where the processor has it
     }
-    infer: Callable[[Any], Any] = openvino.Core().compile_model(path, "CPU", settings).create_infer_request().infer
+    infer: Callable[[Any], Any] = shared_core().compile_model(path, "CPU", settings).create_infer_request().infer
     return infer
 
 

@@ -15,14 +15,22 @@ from unit_fast.export.runtimes import load_runtime
 _one_core = threading.Lock()
 
 
-@functools.cache
-def _core() -> Any:
-    """The one Core of this process, never let go of.
+def shared_core() -> Any:
+    """The one OpenVINO Core of this process, never let go of; use it wherever a file runs in this process.
 
     The CPU plugin of each Core (2026.4) gives the thread that first uses it a stack for signal handlers, and takes it
     away with the Core without looking whether it is still in use: after two Cores that end in the order they began, or
     one that ends in another thread, the next signal (Ctrl-C) is a segmentation fault.
+
+    Raises:
+        BackendUnavailableError: OpenVINO is missing.
     """
+    with _one_core:
+        return _core()
+
+
+@functools.cache
+def _core() -> Any:
     return load_runtime("openvino").Core()
 
 
@@ -41,8 +49,7 @@ class OpenVinoModel:
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        with _one_core:
-            core = _core()
+        core = shared_core()
         # Processors with bfloat16 arithmetic would be given that by default.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
         try:

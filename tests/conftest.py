@@ -1,10 +1,24 @@
 """What every test gains from."""
 
 import functools
+import random
 import sys
 
+import numpy as np
+import pytest
+import torch
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
+    """Before the fixtures of every test: the same random numbers, whatever ran before in this process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    _read_onnxscript_once()
+
+
+def _read_onnxscript_once() -> None:
     """Let torch.onnx read onnxscript's library once: parsed anew, it is a third of what a small export takes.
 
     Where torch keeps it elsewhere, exports are as slow as ever and nothing else changes.

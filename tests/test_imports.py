@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,3 +81,11 @@ def test_importing_unit_fast_needs_no_extra() -> None:
     assert "unit_fast" in added
     heavy = {"onnx", "onnxruntime", "onnxscript", "openvino", "matplotlib", "triton", "PIL", "sklearn", "scipy"}
     assert not added & (heavy | {"typer", "rich", "click"})
+
+
+def test_openvino_has_one_core_in_a_process() -> None:
+    """A second one's end takes away the stack that Ctrl-C needs: see `shared_core`."""
+    folders = ("unit_fast", "export", "kernels", "benchmarks", "tests")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    makers = {path.relative_to(ROOT).as_posix() for path in sources if re.search(r"\bCore\(\)", path.read_text())}
+    assert makers == {"export/openvino_model.py"}

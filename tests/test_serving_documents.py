@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from tests.export.models import bounds_for
 from unit_fast.cli import app
 from unit_fast.export import OnnxRuntimeModel, export_onnx
+from unit_fast.export.openvino_model import shared_core
 
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 FACTORY = """
@@ -128,8 +129,9 @@ def test_onnx_runtime_tells_where_every_node_ran(here: Path, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("here")
-def test_openvino() -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed")
+def test_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setattr(openvino, "Core", shared_core)  # a second Core's end would break Ctrl-C in later tests
     scope = run(examples("OpenVINO")[0])
     torch.testing.assert_close(torch.from_numpy(scope["logits"]), expected(scope["images"]), rtol=1e-4, atol=1e-5)
 

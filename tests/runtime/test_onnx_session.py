@@ -24,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def bounds(model):
-    return bounds_of(model, images(2), most=1.5)  # int8 answers bounds near zero with little but noise
+    return bounds_of(model, images(2), most=0.6)
 
 
 @pytest.fixture(scope="module")
