@@ -7,7 +7,7 @@ Parts, each written to ``results/scaling_PART.json``. The network with bounds ru
 runs it, and the one without goes the same way: captured, then straight to torch.compile's compiler with frozen weights.
 So what lies between the two is the clamp, and not torch.compile's front end, which takes 200 µs and more a call. Every
 contender has a process of its own, in turn (``unit_fast.timing``), and is compared with its eager graph before it is
-timed. Memory is the peak of that process, with its imports, compilation and comparison.
+timed. Memory is the peak of that process, with its imports, compilation and comparison, for one batch size alone.
 
 batch        ResNet-18 for images of 32×32, bounds per neuron, 1 to 64 samples a call
 resolution   the same, images of 16×16 to 64×64, 4 samples
@@ -32,16 +32,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import make, make_bounds
+from benchmarks.models import make
 from benchmarks.results_file import RESULTS, write_results
 from tests import gtsrb
-from unit_fast.bounds import Bounds, Granularity
+from unit_fast.bounds import Bounds, Granularity, bound_shape
 from unit_fast.calibration import calibrate
 from unit_fast.capture import capture
 from unit_fast.runtime.calls import Call as Arguments
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.program import Program
-from unit_fast.sites import insert_bounds
+from unit_fast.sites import find_sites, insert_bounds
 from unit_fast.timing import Builder, Call, Failure, Timing, interleaved
 
 _logger = logging.getLogger("benchmarks.scaling")
@@ -98,7 +98,10 @@ def contender(
     graph = capture(model, example)
     bounds = Bounds({}, (), "tensor", graph.meta["fingerprint"])
     if granularity is not None:
-        bounds = make_bounds(model, example, granularity)
+        sites = find_sites(graph)
+        # Not fitted: that takes memory too. Where activations are about 1, 1 binds.
+        tensors = {site.name: torch.ones(bound_shape(site, granularity)) for site in sites}
+        bounds = Bounds(tensors, sites, granularity, graph.meta["fingerprint"])
         graph = insert_bounds(graph, dict(bounds.items()))
     run = Compiled(Program(graph, bounds, Arguments.from_example(example)))
     sizes = {size: example[torch.arange(size) % len(example)] for size in batches}
@@ -107,7 +110,7 @@ def contender(
 
 def batch(effort: Effort) -> list[Row]:
     """Time and memory by batch size."""
-    return _measured(_pair(functools.partial(resnet, 32), effort.batches), effort)
+    return [row for size in effort.batches for row in _measured(_pair(functools.partial(resnet, 32), size), effort)]
 
 
 def resolution(effort: Effort) -> list[Row]:
@@ -115,7 +118,7 @@ def resolution(effort: Effort) -> list[Row]:
     return [
         {"side": side} | row
         for side in effort.sides
-        for row in _measured(_pair(functools.partial(resnet, side), (4,)), effort)
+        for row in _measured(_pair(functools.partial(resnet, side), 4), effort)
     ]
 
 
@@ -124,7 +127,7 @@ def width(effort: Effort) -> list[Row]:
     return [
         {"width": channels} | row
         for channels in effort.widths
-        for row in _measured(_pair(functools.partial(tower, channels), (4,)), effort)
+        for row in _measured(_pair(functools.partial(tower, channels), 4), effort)
     ]
 
 
@@ -133,7 +136,8 @@ def threads(effort: Effort) -> list[Row]:
     return [
         {"threads": count} | row
         for count in effort.threads
-        for row in _measured(_pair(functools.partial(resnet, 32), effort.pair, count), effort)
+        for size in effort.pair
+        for row in _measured(_pair(functools.partial(resnet, 32), size, count), effort)
     ]
 
 
@@ -174,9 +178,9 @@ def _calibrate(count: int) -> None:
     sys.stdout.write(f"{seconds} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}")
 
 
-def _pair(network: Network, batches: tuple[int, ...], threads: int | None = None) -> dict[str, Builder]:
+def _pair(network: Network, size: int, threads: int | None = None) -> dict[str, Builder]:
     return {
-        name: functools.partial(contender, network, kind, batches, threads)
+        name: functools.partial(contender, network, kind, (size,), threads)
         for name, kind in (("unclamped", None), ("sanitised", "neuron"))
     }
 
