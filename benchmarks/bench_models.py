@@ -37,7 +37,7 @@ WAYS = {
 PROVIDERS = (
     *("unclamped eager", *(f"unclamped {mode}" for mode in MODES)),
     *("sanitised eager", *(f"sanitised {mode}" for mode in MODES)),
-    *(f"unit_fast {backend}" for backend in ("auto", "triton", "onnxruntime", "compile")),
+    *(f"unit_fast {backend}" for backend in ("auto", "triton", "onnxruntime", "openvino", "compile")),
     *(f"{way} in {runtime}" for runtime in RUNTIMES for way in WAYS),
 )
 # Relative to 1 + |output|; a clamp that is lost shows as more. Eight bits give two digits.

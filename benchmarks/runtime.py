@@ -1,6 +1,6 @@
 """What sanitising costs at run time: each way of running a model in a process of its own, a burst of calls in turn.
 
-    python -m benchmarks.runtime --part cpu        # ResNet-18 at 32×32, batches 1 and 16, neuron bounds: 12 minutes
+    python -m benchmarks.runtime --part cpu        # ResNet-18 at 32×32, batches 1 and 16, neuron bounds: 14 minutes
     python -m benchmarks.runtime --part detection  # the two backdoored traffic sign models, all 4,000 test images
 
 Every way is compared with the eager graph it stands for before it is timed, in several processes one after the other:
@@ -26,6 +26,7 @@ from benchmarks.results_file import RESULTS, write_results
 from tests import gtsrb
 from unit_fast.bounds import Bounds
 from unit_fast.export import OnnxRuntimeModel
+from unit_fast.export.openvino_model import OpenVinoModel
 from unit_fast.timing import Call, Failure, interleaved
 
 MODEL = "resnet18_32"
@@ -50,13 +51,25 @@ def _compile(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], 
     return torch.compile(model, dynamic=False)
 
 
-def _onnxruntime(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
+def _exported(
+    target: str, start: Callable[[Path, int], Callable[[Tensor], Any]], model: nn.Module, x: Tensor, bounds: Bounds
+) -> Callable[[Tensor], Any]:
     # An infinite bound leaves no operator in the file.
     open_ = {name: torch.full_like(bound, torch.inf) for name, bound in bounds.items()}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        uf.export_onnx(model, dataclasses.replace(bounds, tensors=open_), file, example_input=x, verify=False)
-        return OnnxRuntimeModel(file, threads=torch.get_num_threads())
+        unclamped = dataclasses.replace(bounds, tensors=open_)
+        uf.export_onnx(model, unclamped, file, example_input=x, target=target, verify=False)
+        return start(file, torch.get_num_threads())
+
+
+def _onnxruntime(file: Path, threads: int) -> Callable[[Tensor], Any]:
+    return OnnxRuntimeModel(file, threads=threads)
+
+
+def _openvino(file: Path, threads: int) -> Callable[[Tensor], Any]:
+    session = OpenVinoModel(file, threads=threads)
+    return lambda batch: session.outputs([batch.numpy()])[0]
 
 
 def _sanitised(backend: str, model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
@@ -82,10 +95,12 @@ def _inspected(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor]
 PROVIDERS: dict[str, Callable[[nn.Module, Tensor, Bounds], Callable[[Tensor], Any]]] = {
     "unclamped eager": _eager,
     BASELINE: _compile,
-    "unclamped ONNX Runtime": _onnxruntime,
+    "unclamped ONNX Runtime": functools.partial(_exported, "onnxruntime", _onnxruntime),
+    "unclamped OpenVINO": functools.partial(_exported, "openvino", _openvino),
     "sanitised eager": functools.partial(_sanitised, "eager"),
     "sanitised compile": functools.partial(_sanitised, "compile"),
     "sanitised onnxruntime": functools.partial(_sanitised, "onnxruntime"),
+    "sanitised openvino": functools.partial(_sanitised, "openvino"),
     "sanitised auto": functools.partial(_sanitised, "auto"),
     "sanitised int8": _int8,
     "sanitised compile, monitor": _monitored,
@@ -125,7 +140,7 @@ def cpu(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
         restarts=restarts,
         progress=lambda done, total: _logger.info("%d of %d", done, total),
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     baseline = found[BASELINE]
     for provider, timings in found.items():
         if isinstance(timings, Failure):

@@ -1,7 +1,9 @@
-"""An ONNX file in OpenVINO on the CPU: for the comparison with torch, and to see what it fuses."""
+"""An ONNX file in OpenVINO on the CPU."""
 
 import functools
 import threading
+from collections import deque
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -35,10 +37,11 @@ def _core() -> Any:
 
 
 class OpenVinoModel:
-    """Runs an ONNX file in OpenVINO, in float32 arithmetic on one thread.
+    """Runs an ONNX file in OpenVINO, in float32 arithmetic; several threads may call it at once.
 
     Args:
         path: the file.
+        threads: of one call.
 
     Attributes:
         input_names: in the order of the file.
@@ -48,17 +51,23 @@ class OpenVinoModel:
         DataError: OpenVINO cannot load the file.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], *, threads: int = 1) -> None:
         core = shared_core()
-        # Processors with bfloat16 arithmetic would be given that by default.
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",  # processors with bfloat16 arithmetic would be given that by default
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         try:
             model = core.read_model(str(path))
             self.input_names: tuple[str, ...] = tuple(value.any_name for value in model.inputs)
             self._names = [tuple(sorted(value.names)) for value in model.outputs]
+            self._dtypes = [value.element_type.to_dtype() for value in model.inputs]
             self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise DataError(f"OpenVINO cannot load {path}: {_first_line(error)}") from error
+        # A request serves one call at a time; there come to be as many as there are calls at once.
+        self._idle: deque[Any] = deque()
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """All outputs by name, for inputs by name.
@@ -66,16 +75,34 @@ class OpenVinoModel:
         Raises:
             DataError: OpenVINO refuses the inputs or fails.
         """
+        if set(inputs) != set(self.input_names):
+            raise DataError(f"got the inputs {sorted(inputs)}, the file takes {sorted(self.input_names)}")
+        values = self.outputs([inputs[name] for name in self.input_names])
+        return {name: value for value, names in zip(values, self._names, strict=True) for name in names}
+
+    def outputs(self, inputs: Sequence[np.ndarray]) -> list[Tensor]:
+        """All outputs, for all inputs, in the order of the file; in memory of their own.
+
+        Raises:
+            DataError: as ``run``.
+        """
+        given = [value.dtype for value in inputs]
+        if given != self._dtypes:  # OpenVINO would convert them without a word
+            got, expected = (", ".join(map(str, dtypes)) for dtypes in (given, self._dtypes))
+            raise DataError(f"got inputs of {got}, the file takes {expected}; convert them first")
         try:
-            results = self._compiled(inputs)
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            # Inputs are read where they lie. Outputs are copied: the next call writes over the request's own.
+            results = request.infer(list(inputs), share_inputs=True, share_outputs=False)
         except RuntimeError as error:
-            shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+            shapes = [tuple(value.shape) for value in inputs]
             raise DataError(f"OpenVINO failed on inputs of shapes {shapes}: {_first_line(error)}") from error
-        return {
-            name: torch.from_numpy(np.array(results[index]))
-            for index, names in enumerate(self._names)
-            for name in names
-        }
+        finally:
+            self._idle.append(request)
+        return [torch.from_numpy(value) for value in results.values()]
 
     def unfused(self) -> set[str]:
         """Names of the file's nodes that run as layers of their own, not as a part of another one."""

@@ -8,7 +8,7 @@ from unit_fast.errors import BackendUnavailableError
 _NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _INSTALL = {
     "onnxruntime": "unit_fast[onnxruntime], or unit_fast[onnxruntime-gpu] on a CUDA machine, never both",
-    "openvino": "openvino",
+    "openvino": "unit_fast[openvino]",
 }
 
 

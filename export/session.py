@@ -120,6 +120,14 @@ class OnnxRuntimeModel:
             raise DataError(f"ONNX Runtime failed on inputs of shapes {shapes}: {error}") from error
         return {name: torch.from_numpy(value) for name, value in zip(self.output_names, outputs, strict=True)}
 
+    def outputs(self, inputs: Sequence[np.ndarray]) -> list[Tensor]:
+        """All outputs, for all inputs, each in the order of the file.
+
+        Raises:
+            DataError: as ``run``.
+        """
+        return list(self.run(dict(zip(self.input_names, inputs, strict=True))).values())
+
     def _feed(self, args: Sequence[Tensor], kwargs: dict[str, Tensor]) -> dict[str, np.ndarray]:
         if len(args) > len(self.input_names):
             raise DataError(f"got {len(args)} inputs, the file takes {len(self.input_names)}: {self.input_names}")

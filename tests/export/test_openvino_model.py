@@ -40,6 +40,29 @@ def test_says_what_it_cannot_load_or_run(relu: Path) -> None:
         OpenVinoModel(relu).run({"x": np.zeros((2, 5), np.float32)})
 
 
+def test_other_dtypes_and_names_are_refused_and_not_converted(relu: Path) -> None:
+    with pytest.raises(DataError, match="got inputs of float64, the file takes float32"):
+        OpenVinoModel(relu).run({"x": np.zeros((2, 3))})
+    with pytest.raises(DataError, match=r"got the inputs \['z'\], the file takes \['x'\]"):
+        OpenVinoModel(relu).run({"z": np.zeros((2, 3), np.float32)})
+
+
+def test_it_computes_in_float32_with_the_threads_it_is_told(relu: Path) -> None:
+    compiled = OpenVinoModel(relu, threads=2)._compiled
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+def test_calls_one_after_the_other_share_one_request(relu: Path) -> None:
+    model = OpenVinoModel(relu)
+    for _ in range(3):
+        model.outputs([np.zeros((2, 3), np.float32)])
+    with pytest.raises(DataError, match="OpenVINO failed"):
+        model.outputs([np.zeros((2, 5), np.float32)])
+    assert len(model._idle) == 1
+    assert model.outputs([np.ones((1, 3), np.float32)])[0].tolist() == [[1.0, 1.0, 1.0]]
+
+
 CTRL_C_AFTER = """
 import signal, sys, threading
 from unit_fast.export.openvino_model import OpenVinoModel

@@ -12,7 +12,7 @@ from unit_fast.export.runtimes import load_runtime
     ("module", "says"),
     [
         ("onnxruntime", r"ONNX Runtime is needed .*; install unit_fast\[onnxruntime\], or .*-gpu.*, never both"),
-        ("openvino", "OpenVINO is needed .*; install openvino"),
+        ("openvino", r"OpenVINO is needed .*; install unit_fast\[openvino\]"),
     ],
 )
 def test_a_runtime_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, module: str, says: str) -> None:

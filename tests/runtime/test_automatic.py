@@ -1,5 +1,6 @@
 """CPU auto: the faster candidate per batch size, by a clock that the tests hold; what fails is dropped and said."""
 
+import itertools
 import threading
 import time
 
@@ -29,12 +30,16 @@ class Clock:
 CLOCK = Clock()
 
 
-def candidate(name, seconds, error=None):
+def candidate(name, seconds, error=None, missing=None):
     """A backend that takes ``seconds[batch]`` a call by the clock, and says its name."""
 
     class Candidate:
         def __init__(self, program):
             self.program = program
+
+        @classmethod
+        def unavailable(cls, device, dtype):  # noqa: ARG003 - the protocol's
+            return missing
 
         def __call__(self, x):
             if error is not None:
@@ -68,8 +73,9 @@ def program():
 
 @pytest.fixture
 def choosing(monkeypatch, program):
-    def made(compile_, onnxruntime):
-        monkeypatch.setattr(Automatic, "candidates", {"compile": compile_, "onnxruntime": onnxruntime})
+    def made(compile_, onnxruntime, openvino=None):
+        given = {"compile": compile_, "onnxruntime": onnxruntime, "openvino": openvino}
+        monkeypatch.setattr(automatic, "CANDIDATES", {name: kind for name, kind in given.items() if kind is not None})
         monkeypatch.setattr(Automatic, "clock", CLOCK)
         return Automatic(program)
 
@@ -83,6 +89,42 @@ def test_each_batch_size_gets_the_faster(choosing):
     assert auto(images(16)) == "compile"
     text = "\n".join(note.why for note in auto.explain())
     assert "batch 1: onnxruntime 10 ms against compile 20 ms; batch 16: compile 50 ms against onnxruntime 90 ms" in text
+
+
+def test_each_batch_size_gets_the_fastest_of_three(choosing):
+    auto = choosing(
+        candidate("compile", {1: 0.02, 4: 0.03, 16: 0.05}),
+        candidate("onnxruntime", {1: 0.01, 4: 0.02, 16: 0.09}),
+        candidate("openvino", {1: 0.015, 4: 0.01, 16: 0.08}),
+    )
+    assert auto.explain()[0].why == "until warmup() measures it against onnxruntime and openvino"
+    auto.warmup([1, 4, 16])
+    assert [auto(images(size)) for size in (1, 4, 16)] == ["onnxruntime", "openvino", "compile"]
+    assert "batch 4: openvino 10 ms against onnxruntime 20 ms against compile 30 ms" in auto.explain()[0].why
+
+
+def test_a_batch_size_is_measured_for_half_a_second_a_candidate(choosing):
+    auto = choosing(*(candidate(name, 0.004) for name in ("compile", "onnxruntime", "openvino")))
+    before = CLOCK.now
+    auto.warmup([1])
+    assert CLOCK.now - before == pytest.approx(3 * 0.5, rel=0.1)
+
+
+def test_what_is_not_installed_is_no_candidate_and_nothing_to_warn_of(choosing):
+    gone = candidate("openvino", 0.001, missing="openvino cannot be imported")
+    auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01), gone)
+    auto.warmup([1])
+    assert auto(images(1)) == "onnxruntime"
+    assert "openvino" not in auto.explain()[0].why
+    assert Automatic.unavailable(torch.device("cpu"), torch.float32) is None
+
+
+@pytest.mark.parametrize("missing", [("onnxruntime", "openvino"), ("compile",), ("compile", "openvino")], ids="+".join)
+def test_there_must_be_torch_compile_and_another(choosing, missing):
+    names = ("compile", "onnxruntime", "openvino")
+    choosing(*(candidate(name, 0.01, missing=f"no {name}" if name in missing else None) for name in names))
+    reason = Automatic.unavailable(torch.device("cpu"), torch.float32)
+    assert reason == "; ".join(f"no {name}" for name in missing)
 
 
 @pytest.mark.parametrize(("batch", "taken"), [(2, "onnxruntime"), (3, "onnxruntime"), (7, "compile"), (100, "compile")])
@@ -156,6 +198,15 @@ def test_explain_follows_what_was_dropped(choosing):
     assert auto.explain()[0].runs == "onnxruntime"
 
 
+def test_with_one_dropped_the_others_are_still_measured(choosing):
+    broken = candidate("openvino", 0.001, ParityError("off by 0.3"))
+    auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01), broken)
+    with pytest.warns(FallbackWarning, match="without the openvino backend: off by 0.3"):
+        auto.warmup([1])
+    assert auto(images(1)) == "onnxruntime"
+    assert auto.explain()[0].why.endswith("onnxruntime 10 ms against compile 20 ms; without openvino: off by 0.3")
+
+
 def test_inputs_that_onnxruntime_refuses_are_compiled_and_the_others_are_not(choosing, monkeypatch):
     refusals = []
     sizes = candidate("onnxruntime", 0.01)
@@ -194,12 +245,18 @@ def test_several_threads_make_one_runner(choosing):
 
 
 def test_auto_is_measured_where_there_is_a_choice(monkeypatch):
-    pytest.importorskip("onnxruntime")
     cpu = torch.device("cpu")
     monkeypatch.setattr(backends.Compiled, "unavailable", lambda *_: None)
-    assert backends.choose("auto", cpu) == "auto"
-    assert backends.choose("auto", cpu, torch.float64) == "compile"
-    monkeypatch.setattr(backends.OnnxSession, "unavailable", lambda *_: "not installed")
+    for there, gone in itertools.permutations((backends.OnnxSession, backends.OpenVinoSession)):
+        with monkeypatch.context() as patch:
+            patch.setattr(gone, "unavailable", lambda *_: "not installed")
+            patch.setattr(there, "packages", ())
+            assert backends.choose("auto", cpu) == "auto"
+            why = f"the fastest of compile, {there.target} as warmup() measures them"
+            assert backends.auto_choice(cpu) == ("auto", why)
+            assert backends.choose("auto", cpu, torch.float64) == "compile"
+    for session in (backends.OnnxSession, backends.OpenVinoSession):
+        monkeypatch.setattr(session, "unavailable", lambda *_: "not installed")
     assert backends.choose("auto", cpu) == "compile"  # and nobody is warned of a package that is optional
     monkeypatch.setattr(backends.Compiled, "unavailable", lambda *_: "no compiler")
     with pytest.warns(FallbackWarning, match="^running by eager: no compiler; not installed$"):

@@ -14,7 +14,7 @@ import unit_fast as uf
 from tests.networks import ResidualBlock, SmallResNet, randomised
 from unit_fast.bounds import Bounds, bound_shape
 from unit_fast.capture import capture
-from unit_fast.runtime import backends, compiled, onnx_session
+from unit_fast.runtime import backends, compiled, sessions
 from unit_fast.sites import find_sites
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -172,7 +172,7 @@ def test_a_named_backend_that_cannot_run_raises(model, backend):
 
 def test_auto_falls_back_and_says_why(model, monkeypatch):
     monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
-    monkeypatch.setattr(onnx_session.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(sessions.importlib.util, "find_spec", lambda _: None)
     with pytest.warns(backends.FallbackWarning, match=r"needs a C\+\+ compiler.*install unit_fast\[onnxruntime\]"):
         fast = uf.sanitize(model, bounds_of(model), images(1))
     assert fast.backend == "eager"

@@ -38,7 +38,8 @@ def bench(
     backends: Annotated[
         str | None,
         typer.Option(
-            help="Of auto, triton, onnxruntime, compile, eager, with commas between; all that can run when omitted."
+            help="Of auto, triton, onnxruntime, openvino, compile, eager, with commas between; all that can run when "
+            "omitted."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turn with the others.")] = 5,

@@ -21,7 +21,7 @@ _PACKAGES = {
     "onnxscript": "export",
     "onnxruntime": "verified export, the onnxruntime backend",
     "onnxruntime-gpu": "the same on CUDA; instead of onnxruntime, never beside it",
-    "openvino": "benchmarks only",
+    "openvino": "the openvino backend, exports compared in it too",
     "pillow": "image folders, trigger pictures",
     "matplotlib": "plots of bounds",
     "scikit-learn": "the demo",

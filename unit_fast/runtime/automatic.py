@@ -1,4 +1,4 @@
-"""The "auto" backend on the CPU: torch.compile or ONNX Runtime, whichever is measured to be faster."""
+"""The "auto" backend on the CPU: torch.compile, ONNX Runtime or OpenVINO, whichever is measured to be fastest."""
 
 import threading
 import time
@@ -18,16 +18,22 @@ from unit_fast.runtime.calls import Call
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import SiteNote
-from unit_fast.runtime.onnx_session import OnnxSession
 from unit_fast.runtime.program import Program
 from unit_fast.runtime.runner import Inspector
+from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 from unit_fast.timing import burst
 
 # In turn, so that a clock that drifts or a neighbour that wakes up meets both alike. 0.5 s a backend and batch size.
 ROUNDS = 5
 SECONDS = 0.1
-# ONNX Runtime must be faster by more than repeated measurements differ.
+# Another must be faster than the first by more than repeated measurements differ.
 MARGIN = 0.97
+
+CANDIDATES: Mapping[str, type[Inspector]] = {
+    "compile": Compiled,
+    "onnxruntime": OnnxSession,
+    "openvino": OpenVinoSession,
+}
 
 _Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
@@ -51,16 +57,23 @@ class _Choice:
 class Automatic:
     """Measures its candidates at warm-up, per batch size, each compared with the eager reference first.
 
-    Batch sizes that were not warmed up take what the nearest one took; before any warm-up torch.compile runs. What
-    cannot run or disagrees with the reference is dropped with a warning; with nothing left, the graph runs eagerly.
-    Inputs that ONNX Runtime refuses, torch.compile takes.
+    Batch sizes that were not warmed up take what the nearest one took. Before any warm-up the first candidate runs,
+    which also counts for ``monitor`` and takes inputs that the others refuse. What cannot run or disagrees with the
+    reference is dropped with a warning; with nothing left, the graph runs eagerly.
+
+    Args:
+        program: what it runs.
+        candidates: by name, the first as above; all of ``CANDIDATES`` that can run when omitted.
     """
 
-    candidates: Mapping[str, Callable[[Program], Inspector]] = {"compile": Compiled, "onnxruntime": OnnxSession}
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 
-    def __init__(self, program: Program) -> None:
+    def __init__(
+        self, program: Program, candidates: Mapping[str, Callable[[Program], Inspector]] | None = None
+    ) -> None:
         self._program = program
+        self._candidates = able(torch.device("cpu"), torch.float32) if candidates is None else candidates
+        self._first = next(iter(self._candidates))
         self._made: dict[str, Inspector] = {}
         self._lock = threading.Lock()
         self._dropped: dict[str, str] = {}
@@ -69,9 +82,12 @@ class Automatic:
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why there is nothing to choose between."""
-        reasons = (Compiled.unavailable(device, dtype), OnnxSession.unavailable(device, dtype))
-        return "; ".join(reason for reason in reasons if reason is not None) or None
+        """Why there is nothing to choose between: torch.compile cannot run, or nothing else can."""
+        here = able(device, dtype)
+        if "compile" in here and len(here) > 1:
+            return None
+        reasons = (candidate.unavailable(device, dtype) for candidate in CANDIDATES.values())
+        return "; ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output."""
@@ -79,12 +95,12 @@ class Automatic:
 
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """The model's output, and the number of activations above their bound, (N, sites): by torch.compile."""
-        counted: tuple[Any, Tensor] = self._by_choice("compile", "monitor", args, kwargs)
+        counted: tuple[Any, Tensor] = self._by_choice(self._first, "monitor", args, kwargs)
         return counted
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
         """The model's output, the counts, and the largest excess over a bound, (N, sites) each: by torch.compile."""
-        found: tuple[Any, Tensor, Tensor] = self._by_choice("compile", "inspect", args, kwargs)
+        found: tuple[Any, Tensor, Tensor] = self._by_choice(self._first, "inspect", args, kwargs)
         return found
 
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
@@ -92,28 +108,28 @@ class Automatic:
         for size in batch_sizes:
             call = self._program.example.of_size(size)
             running = {}
-            for name in self.candidates:
-                runner = self._warmed(name, size, monitor and name == "compile")
+            for name in self._candidates:
+                runner = self._warmed(name, size, monitor and name == self._first)
                 if runner is not None:
                     running[name] = runner
             seconds = self._measure(running, call) if len(running) > 1 else {}
             self._choices[size] = _Choice(_fastest(seconds) if seconds else next(iter(running), "eager"), seconds)
             if monitor:
                 self.monitor(*call.args, **call.kwargs)
-        needed = {choice.name for choice in self._choices.values()} | ({"compile"} if monitor else set())
+        needed = {choice.name for choice in self._choices.values()} | ({self._first} if monitor else set())
         with self._lock:  # the rest is only memory
             self._made = {name: runner for name, runner in self._made.items() if name in needed}
 
     def explain(self) -> list[SiteNote]:
         """What was chosen for each batch size, by which measurement."""
-        without = "".join(f"; without {name}: {reason}" for name, reason in self._dropped.items())
-        if not self._choices and "compile" not in self._dropped:
-            runs, why = "Inductor", "until warmup() measures it against ONNX Runtime"
-            return [SiteNote(site, "what is pointwise around it", runs, why + without) for site in self._program.bounds]
-        chosen = [choice.name for choice in self._choices.values()] or ["compile"]
+        chosen = [choice.name for choice in self._choices.values()] or [self._first]
         names = list(dict.fromkeys(self._order(name)[0] for name in chosen))
-        why = "; ".join(f"batch {size}: {choice}" for size, choice in sorted(self._choices.items())) + without
-        why = why.removeprefix("; ")
+        reasons = [f"batch {size}: {choice}" for size, choice in sorted(self._choices.items())]
+        others = [name for name in self._candidates if name not in (*self._dropped, *names)]
+        if not reasons and others:
+            reasons.append(f"until warmup() measures it against {' and '.join(others)}")
+        reasons += [f"without {name}: {reason}" for name, reason in self._dropped.items()]
+        why = "; ".join(reasons)
         rows = zip(*(self._runner(name).explain() for name in names), strict=True)
         return [
             SiteNote(
@@ -128,7 +144,7 @@ class Automatic:
     def _name_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         choices = self._choices
         if not choices:
-            return "compile"
+            return self._first
         if len(choices) == 1:
             return next(iter(choices.values())).name
         size = batch_size(args, kwargs)
@@ -140,7 +156,7 @@ class Automatic:
     def _by_choice(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``method`` of the named candidate returns, or that of the first that works."""
         if self._refused and _kind(args, kwargs) in self._refused:
-            name = "compile"
+            name = self._first
         refused = False
         for standing in self._order(name):
             try:
@@ -148,7 +164,7 @@ class Automatic:
             except (BackendUnavailableError, ParityError) as error:
                 self._drop(standing, error)
             except DataError:
-                if standing != "onnxruntime":
+                if standing in (self._first, "eager"):
                     raise
                 refused = True
             else:
@@ -159,7 +175,7 @@ class Automatic:
 
     def _order(self, name: str) -> list[str]:
         """What is left to run, the named one first."""
-        return [other for other in dict.fromkeys((name, *self.candidates, "eager")) if other not in self._dropped]
+        return [other for other in dict.fromkeys((name, *self._candidates, "eager")) if other not in self._dropped]
 
     def _warmed(self, name: str, size: int, monitor: bool) -> Inspector | None:
         if name in self._dropped:
@@ -181,7 +197,7 @@ class Automatic:
     def _runner(self, name: str) -> Inspector:
         runner = self._made.get(name)
         if runner is None:
-            make: Callable[[Program], Inspector] = self.candidates.get(name, Eager)
+            make = self._candidates.get(name, Eager)
             with self._lock:
                 runner = self._made.get(name)
                 if runner is None:
@@ -196,6 +212,11 @@ class Automatic:
                 once = lambda runner=runner: runner(*call.args, **call.kwargs)  # noqa: E731
                 taken[name].extend(burst(once, SECONDS, self.clock))
         return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def able(device: torch.device, dtype: torch.dtype) -> dict[str, type[Inspector]]:
+    """The candidates that can run on ``device`` in ``dtype``: what is not installed is none."""
+    return {name: made for name, made in CANDIDATES.items() if made.unavailable(device, dtype) is None}
 
 
 def _fastest(seconds: Mapping[str, float]) -> str:

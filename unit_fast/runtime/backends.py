@@ -7,20 +7,20 @@ from typing import Literal, get_args
 import torch
 
 from unit_fast.errors import BackendUnavailableError
-from unit_fast.runtime.automatic import Automatic, FallbackWarning
+from unit_fast.runtime.automatic import Automatic, FallbackWarning, able
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.fused import Fused
-from unit_fast.runtime.onnx_session import OnnxSession
 from unit_fast.runtime.runner import Runner
+from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 
-Backend = Literal["auto", "triton", "onnxruntime", "compile", "eager"]
-
+Backend = Literal["auto", "triton", "onnxruntime", "openvino", "compile", "eager"]
 
 RUNNERS: dict[str, type[Runner]] = {
     "auto": Automatic,
     "triton": Fused,
     "onnxruntime": OnnxSession,
+    "openvino": OpenVinoSession,
     "compile": Compiled,
     "eager": Eager,
 }
@@ -28,11 +28,10 @@ RUNNERS: dict[str, type[Runner]] = {
 # What backend="auto" takes: the first that can run. On the CPU that is the class that measures, where there are two to
 # choose from. It is said once when it had to be one of the last.
 _PREFERENCE = {
-    "cpu": ("auto", "compile", "onnxruntime", "eager"),
+    "cpu": ("auto", "compile", "openvino", "onnxruntime", "eager"),
     "cuda": ("triton", "compile", "eager"),
 }
 _NO_LOSS = {"cpu": ("auto", "compile"), "cuda": ("triton",)}
-_MEASURED = "torch.compile or ONNX Runtime, whichever warmup() measures to be faster"
 
 OVERRIDE = "UNIT_FAST_BACKEND"
 """The environment variable that names what "auto" takes."""
@@ -74,8 +73,9 @@ def auto_choice(device: torch.device, dtype: torch.dtype = torch.float32) -> tup
     for candidate in _PREFERENCE.get(device.type, ("compile", "eager")):
         reason = unavailable(candidate, device, dtype)
         if reason is None:
-            why = _MEASURED if candidate == "auto" else "; ".join(reasons) or "the fastest there is"
-            return candidate, why  # type: ignore[return-value]
+            if candidate == "auto":
+                return "auto", f"the fastest of {', '.join(able(device, dtype))} as warmup() measures them"
+            return candidate, "; ".join(reasons) or "the fastest there is"  # type: ignore[return-value]
         if not any(reason in said for said in reasons):  # "auto" says what its candidates lack
             reasons.append(reason)
     raise AssertionError("the eager backend runs everywhere")

@@ -39,7 +39,8 @@ class SanitizedModel(nn.Module):
     Attributes:
         graph_module: the sanitised graph, the reference that every backend is compared with.
         bounds: the bounds in it, as they were given.
-        backend: what runs it: "auto" (on a CPU where it has a choice), "triton", "onnxruntime", "compile" or "eager".
+        backend: what runs it: "auto" (on a CPU where it has a choice), "triton", "onnxruntime", "openvino", "compile"
+            or "eager".
     """
 
     def __init__(
@@ -142,9 +143,9 @@ class SanitizedModel(nn.Module):
         title = f"{len(self.bounds)} sites, bounds per {self.bounds.granularity}, backend {self.backend}"
         return as_text(title, self._runner().explain())
 
-    def run_by(self, runner: Runner) -> None:
-        """Run by ``runner`` and nothing else; a change of the weights is then an error."""
-        self._built, self._fixed = (Weights(self.graph_module), runner), True
+    def run_by(self, runner: Runner, backend: Backend) -> None:
+        """Run by ``runner``, called ``backend``, and nothing else; a change of the weights is then an error."""
+        self._built, self._fixed, self.backend = (Weights(self.graph_module), runner), True, backend
 
     def train(self, mode: bool = True) -> "SanitizedModel":  # noqa: ARG002 - nn.Module's signature
         """Stays in evaluation mode: capture has removed all that training needs."""
@@ -173,7 +174,7 @@ class SanitizedModel(nn.Module):
         built = self._current() if self._fixed else None
         clone.__dict__.update({name: own[name] if name in own else copied(value) for name, value in vars(self).items()})
         if built is not None:
-            clone.run_by(built)
+            clone.run_by(built, self.backend)
         return clone
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SanitizedModel":
@@ -187,7 +188,7 @@ class SanitizedModel(nn.Module):
             self._dtype = self._weights_dtype()
         after = Weights(self.graph_module)
         self._built = None if built is None or after.kind != before else (after, built)
-        self.backend = backend
+        self.backend = self.backend if self._fixed else backend
         return self
 
     def _runner(self) -> Runner:

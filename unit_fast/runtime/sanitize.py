@@ -13,8 +13,8 @@ from unit_fast.errors import BackendUnavailableError, CaptureError, DataError
 from unit_fast.fusion.rewrite import set_constant
 from unit_fast.runtime.backends import Backend
 from unit_fast.runtime.calls import Call
+from unit_fast.runtime.int8 import SESSIONS, quantised
 from unit_fast.runtime.model import SanitizedModel
-from unit_fast.runtime.onnx_session import OnnxSession
 from unit_fast.runtime.program import Program
 from unit_fast.sites import find_sites, insert_bounds
 
@@ -37,11 +37,13 @@ def sanitize(
         example_input: what the model is called with, see :func:`unit_fast.capture.capture`; one sample is
             enough.
         backend: "eager" runs the graph as it is and passes gradients; the others are for inference only: "compile"
-            (torch.compile's compiler, frozen weights), "onnxruntime", "triton" (the fused kernels, on CUDA). "auto"
-            takes the fastest on the device, on the CPU by measurement in :meth:`SanitizedModel.warmup`, and says once
-            when it had to fall back. One that is named and cannot run raises.
+            (torch.compile's compiler, frozen weights), "onnxruntime" and "openvino" (on the CPU), "triton" (the fused
+            kernels, on CUDA). "auto" takes the fastest on the device, on the CPU by measurement in
+            :meth:`SanitizedModel.warmup`, and says once when it had to fall back. One that is named and cannot run
+            raises.
         dtype: of weights, bounds and floating-point inputs, e.g. ``torch.float16``; the model's own when omitted.
-            "int8" quantises a float32 model for ONNX Runtime on the CPU; inputs and outputs stay float32.
+            "int8" quantises a float32 model, by ONNX Runtime, for it and OpenVINO on the CPU; inputs and outputs stay
+            float32.
         calibration_data: for "int8": batches ``(x, y)`` or ``x`` of a few hundred clean samples, iterated once.
 
     Raises:
@@ -52,7 +54,7 @@ def sanitize(
         ParityError: int8 changes too many predictions.
     """
     require_bounds(bounds)
-    quantised = _wants_int8(dtype, backend, calibration_data)
+    _check_dtype(dtype, backend, calibration_data)
     captured = capture(model, example_input)
     bounds.require_model(captured.meta["fingerprint"], find_sites(captured))
     tensors = [*captured.parameters(), *captured.buffers(), *pytree.tree_leaves(call_arguments(example_input))]
@@ -62,10 +64,10 @@ def sanitize(
     if isinstance(dtype, torch.dtype):
         graph_module = graph_module.to(dtype)
     example = Call.from_example(example_input)
-    if not quantised:
+    if calibration_data is None:
         return SanitizedModel(graph_module, bounds, backend, dtype if isinstance(dtype, torch.dtype) else None, example)
-    model_in_int8 = SanitizedModel(graph_module, bounds, "onnxruntime", None, example)
-    model_in_int8.run_by(OnnxSession(Program(graph_module, bounds, example), calibration_data))
+    model_in_int8 = SanitizedModel(graph_module, bounds, "onnxruntime" if backend == "auto" else backend, None, example)
+    model_in_int8.run_by(quantised(Program(graph_module, bounds, example), backend, calibration_data), backend)
     return model_in_int8
 
 
@@ -86,18 +88,19 @@ def _own_weights(graph_module: fx.GraphModule) -> None:
         set_constant(graph_module, path, copies[place])
 
 
-def _wants_int8(dtype: object, backend: str, calibration_data: object) -> bool:
+def _check_dtype(dtype: object, backend: str, calibration_data: object) -> None:
     if dtype == "int8":
-        if backend not in ("auto", "onnxruntime"):
-            raise BackendUnavailableError(f'dtype="int8" runs by ONNX Runtime; got backend={backend!r}: leave it out')
+        if backend not in ("auto", *SESSIONS):
+            raise BackendUnavailableError(
+                f'dtype="int8" runs by {" or ".join(SESSIONS)}; got backend={backend!r}: leave it out'
+            )
         if calibration_data is None:
             raise DataError(
                 'dtype="int8" needs calibration_data: batches of (x, y) or x with a few hundred clean samples, such as '
                 "the loader that the bounds were calibrated on"
             )
-        return True
+        return
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise CaptureError(f'dtype is {dtype!r}; expected a floating-point type such as torch.float16, or "int8"')
     if calibration_data is not None:
         raise DataError('calibration_data serves dtype="int8" only; leave it out')
-    return False
