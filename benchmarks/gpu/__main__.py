@@ -9,9 +9,9 @@ Each part writes ``benchmarks/results/gpu_<device>_<part>.json`` as it goes, so 
 environment  the machine, its copy bandwidth and its matrix products' peak
 values       every shipped configuration × dtype × shapes against the reference: which differ, which fail
 layers       the layers of networks: library alone, + eager clamp, + our epilogue, fused; % of the roofline
-models       whole networks against torch.compile, and warm-up; a run that was cut off is continued by the next, as one
+dispatch     the table of choices for this GPU, which ships; a run that was cut off is continued by the next
+models       whole networks against torch.compile, with the choices that were measured, and warm-up; likewise, as one
              will be: max-autotune takes minutes each
-dispatch     the table of choices for this GPU, which ships; likewise
 profile      the kernels of the three worst layers, with their registers, shared memory and occupancy
 sanitizer    a sample of the values under compute-sanitizer; only when named
 """
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; returns 0, or 1 where one failed."""
     options = _parser().parse_args(arguments)
     parts = _chosen(options.part, options.dry_run)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes of the pool: they share the cores already
+    for threads in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        os.environ.setdefault(threads, "1")  # of the processes of the pool: they share the cores already
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported, here and in the processes of the pool
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

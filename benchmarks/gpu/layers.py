@@ -8,23 +8,24 @@ cudnn graph  the whole as one graph of cuDNN's, where that is installed and can
 fused     our kernel for the whole, the fastest of the configurations that the shape leaves
 
 At batch 1 operands stay in L2 ("warm"), as in a network whose last layer has just written them; larger batches are
-timed with L2 "cold" (see ``timing``). All cores verify and so compile first, nothing else runs while times are taken.
+timed with L2 "cold" (see ``timing``). All cores verify and so compile first. What is timed is prepared side by side;
+nothing else runs while times are taken.
 """
 
 import time
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from benchmarks import roofline
 from benchmarks.gpu.environment import ceilings_of
-from benchmarks.gpu.pool import run_tasks
+from benchmarks.gpu.pool import alone, device_survives, in_short, run_tasks
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.timing import L2, sets_for, time_calls
 from benchmarks.layer_calls import Operands, compiled, eager, library, operands_of
@@ -45,6 +46,10 @@ COMPILED = ("resnet50", 256)
 VERIFYING_SHARE = 0.45
 """Of the part's time: what is not verified by then is not timed."""
 TASK_SECONDS = 90.0
+SIDE_BY_SIDE = 6
+"""Processes that prepare what they time next; one of them times."""
+FAULT = "fault: "
+"""How the verdict on a candidate begins that took the device from its process."""
 LIBRARY_TOLERANCE = ROUNDED_TWICE * tolerance_of(DTYPE)
 
 
@@ -56,6 +61,7 @@ class Measurement:
     batch: int
     dry_run: bool
     verified: tuple[str, ...] = ()  # names of candidates
+    without: tuple[str, ...] = ()  # of those that are not to be tried again
 
 
 def measure(session: Session) -> list[str]:
@@ -63,32 +69,64 @@ def measure(session: Session) -> list[str]:
     started, ends = time.monotonic(), session.deadline
     ceilings = ceilings_of(session, DTYPE_NAME)
     figures: dict[str, Any] = {"complete": False, "dtype": DTYPE_NAME, "ceilings": asdict(ceilings), "dropped": []}
-    todo = planned(session)
+    todo, figures["failures"] = planned(session)
     verify_until = time.monotonic() + VERIFYING_SHARE * session.remaining
     verified: list[Measurement] = []
-    for outcome in run_tasks(
-        "benchmarks.gpu.layers:verify", todo, workers=session.workers, task_seconds=TASK_SECONDS, deadline=verify_until
-    ):
-        task: Measurement = outcome.task
-        verdicts: dict[str, str] = outcome.result or {"all candidates": outcome.failure}
-        good = tuple(name for name, verdict in verdicts.items() if not verdict)
-        bad = {name: verdict for name, verdict in verdicts.items() if verdict}
-        if bad:
+    for task, verdicts in _verified(todo, session.workers, verify_until):
+        if bad := {name: verdict for name, verdict in verdicts.items() if verdict}:
             figures["dropped"].append({"layer": task.layer.name, "batch": task.batch, "candidates": bad})
+        good = tuple(name for name, verdict in verdicts.items() if not verdict)
         verified.append(Measurement(task.layer, task.batch, task.dry_run, good))
     figures["verifying_seconds"] = time.monotonic() - started
     session.write("layers", figures)
-    rows: list[dict[str, Any]] = []
     places = {(task.layer, task.batch): place for place, task in enumerate(todo)}
     verified.sort(key=lambda task: places[task.layer, task.batch])
+    found: dict[int, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
     for outcome in run_tasks(
-        "benchmarks.gpu.layers:timed", verified, workers=1, task_seconds=TASK_SECONDS, deadline=ends
+        "benchmarks.gpu.layers:timed",
+        verified,
+        workers=min(SIDE_BY_SIDE, session.workers),
+        task_seconds=TASK_SECONDS,
+        deadline=ends,
     ):
-        rows.append(_row(outcome.task, outcome.result or {"failure": outcome.failure}, ceilings))
+        row = _row(outcome.task, outcome.result or {"failure": outcome.failure}, ceilings)
+        found[places[outcome.task.layer, outcome.task.batch]] = row
+        rows = [found[place] for place in sorted(found)]
         session.write_sometimes("layers", figures | {"rows": rows})
-    figures |= {"complete": len(rows) == len(todo), "planned": len(todo), "seconds": time.monotonic() - started}
-    session.write("layers", figures | {"rows": rows})
-    return [*_totals(rows), f"{len(rows)} of {len(todo)} rows, {len(figures['dropped'])} with dropped candidates"]
+    missing = figures["failures"]
+    figures |= {"complete": len(rows) == len(todo) and not missing, "planned": len(todo)}
+    session.write("layers", figures | {"rows": rows, "seconds": time.monotonic() - started})
+    told = [f"{network}: {why}" for network, why in missing.items()]
+    told.append(f"{len(rows)} of {len(todo)} rows, {len(figures['dropped'])} with dropped candidates")
+    return [*_totals(rows), *told]
+
+
+def _verified(
+    todo: Iterable[Measurement], workers: int, deadline: float
+) -> Iterator[tuple[Measurement, dict[str, str]]]:
+    """Each task with the verdicts on its candidates; one in which a candidate faults is done again without it."""
+    found: dict[tuple[Layer, int], dict[str, str]] = defaultdict(dict)
+    tasks = list(todo)
+    while tasks:
+        again: list[Measurement] = []
+        reached: set[Measurement] = set()
+        for outcome in run_tasks(
+            "benchmarks.gpu.layers:verify", tasks, workers=workers, task_seconds=TASK_SECONDS, deadline=deadline
+        ):
+            task: Measurement = outcome.task
+            reached.add(task)
+            verdicts = found[task.layer, task.batch]
+            verdicts |= outcome.result or {"all candidates": outcome.failure}
+            faulted = tuple(name for name, verdict in verdicts.items() if verdict.startswith(FAULT))
+            if len(faulted) > len(task.without):
+                again.append(replace(task, without=faulted))
+            else:
+                yield task, verdicts
+        for task in tasks:
+            if task.without and task not in reached:  # there was no more time
+                yield task, found[task.layer, task.batch]
+        tasks = again
 
 
 def _totals(rows: list[dict[str, Any]]) -> list[str]:
@@ -108,21 +146,26 @@ def _totals(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def planned(session: Session) -> list[Measurement]:
-    """Every distinct layer at every batch size, the most telling first; a few shrunken ones in a dry run."""
+def planned(session: Session) -> tuple[list[Measurement], dict[str, str]]:
+    """Every distinct layer at every batch size, the most telling first; a few shrunken ones in a dry run.
+
+    Also why networks are left out, by name.
+    """
     networks = ("resnet20_32",) if session.dry_run else NETWORKS
     captured: dict[str, tuple[Layer, ...]] = {}
+    failures: dict[str, str] = {}
     for outcome in run_tasks(
         "benchmarks.shapes:layers_of", networks, workers=session.workers, task_seconds=120, deadline=session.deadline
     ):
         if outcome.failure:
-            raise RuntimeError(f"{outcome.task} could not be captured: {outcome.failure}")
-        captured[outcome.task] = outcome.result
+            failures[outcome.task] = f"it could not be captured: {outcome.failure}"
+        else:
+            captured[outcome.task] = outcome.result
     layers = merged({name: captured[name] for name in networks if name in captured})
     if session.dry_run:
         kinds = {(layer.operator, layer.weight[2:], layer.stride, layer.residual, layer.act): layer for layer in layers}
-        return [Measurement(shrunken(layer), 2, True) for layer in kinds.values()]
-    return [Measurement(layer, batch, False) for batch in BATCHES for layer in layers]
+        return [Measurement(shrunken(layer), 2, True) for layer in kinds.values()], failures
+    return [Measurement(layer, batch, False) for batch in BATCHES for layer in layers], failures
 
 
 def shrunken(layer: Layer, most: int = 16) -> Layer:
@@ -157,25 +200,37 @@ def candidates(layer: Layer, given: Operands, width: int) -> list[Candidate]:
 def verify(task: Measurement) -> dict[str, str]:
     """What is wrong with each candidate, an empty string where nothing is; compiles them by the way.
 
-    Compared with the reference in float32 on three samples; on all others that every element was written.
+    Compared with the reference in float64 on three samples; on all others that every element was written. Of what
+    faults the device does not serve this process any more: those that come after have no verdict.
     """
     _nan_in_new_memory()
     layer, given = task.layer, operands(task, 0)
     picked = sorted({0, task.batch // 2, task.batch - 1})
     tensors = (given.x[picked], given.weight, given.bias)
-    residual = None if given.residual is None else given.residual[picked].float()
+    residual = None if given.residual is None else given.residual[picked].double()
     exact = REFERENCES[layer.operator](
-        *(tensor.float() for tensor in tensors),
+        *(tensor.double() for tensor in tensors),
         residual,
-        None if given.bound is None else given.bound.float(),
+        None if given.bound is None else given.bound.double(),
         *layer.options,
     )
-    verdicts = {
-        candidate.name: _verdict(candidate, layer, given, picked, exact)
-        for candidate in candidates(layer, given, 1 if task.dry_run else WIDTH)
-    }
+    calls: dict[str, tuple[Callable[[], Tensor], float]] = {}
+    for candidate in candidates(layer, given, 1 if task.dry_run else WIDTH):
+        fused = candidate.provider == "triton"
+        call: Callable[[], Tensor] = partial(candidate.call, *given.arguments(layer, packed=fused))
+        calls[candidate.name] = call, tolerance_of(DTYPE) if fused else LIBRARY_TOLERANCE
     if compiles(task):
-        verdicts["compile"] = _verdict_on_compiled(layer, given, picked, exact)
+        calls["compile"] = lambda: compiled(layer, given)(given), LIBRARY_TOLERANCE
+    verdicts: dict[str, str] = {}
+    for name, (call, allowed) in calls.items():
+        if name in task.without:
+            continue
+        try:
+            verdicts[name] = _verdict(call, picked, exact, allowed)
+        except Exception as problem:  # noqa: BLE001 - compilers and drivers raise anything, and the others are tried too
+            if not device_survives():
+                return verdicts | {name: FAULT + in_short(problem)}
+            verdicts[name] = in_short(problem)
     return verdicts
 
 
@@ -187,34 +242,14 @@ def compiles(task: Measurement) -> bool:
 def _nan_in_new_memory() -> None:
     warnings.filterwarnings("ignore", message=".*deterministic", category=UserWarning)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cuda.matmul.fp32_precision = "ieee"  # of the reference
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-
-
-def _verdict(candidate: Candidate, layer: Layer, given: Operands, picked: list[int], exact: Tensor) -> str:
-    fused = candidate.provider == "triton"
-    try:
-        y = candidate.call(*given.arguments(layer, packed=fused))
-        if y.isnan().any():
-            return "left elements unwritten, or NaN"
-        largest = error(y[picked], exact)
-    except (TypeError, ValueError, triton.TritonError, torch.OutOfMemoryError) as problem:
-        return f"{type(problem).__name__}: {problem}"[:300]
-    except RuntimeError as fault:  # of the device: this process is of no more use
-        raise RuntimeError(f"{candidate.name}: {fault}") from fault
-    return _compared(largest, tolerance_of(DTYPE) if fused else LIBRARY_TOLERANCE)
 
 
 @torch.no_grad()
-def _verdict_on_compiled(layer: Layer, given: Operands, picked: list[int], exact: Tensor) -> str:
-    try:
-        y = compiled(layer, given)(given)
-    except Exception as problem:  # noqa: BLE001 - whatever a compiler throws is no reason to lose the others
-        return f"{type(problem).__name__}: {problem}"[:300]
-    return _compared(error(y[picked], exact), LIBRARY_TOLERANCE)
-
-
-def _compared(largest: float, allowed: float) -> str:
+def _verdict(call: Callable[[], Tensor], picked: list[int], exact: Tensor, allowed: float) -> str:
+    y = call()
+    if y.isnan().any():
+        return "left elements unwritten, or NaN"
+    largest = error(y[picked], exact)
     return "" if largest <= allowed else f"wrong by up to {largest:.2g}, allowed is {allowed:.2g}"
 
 
@@ -226,34 +261,51 @@ def timed(task: Measurement) -> dict[str, Any]:
     wanted: L2 = "warm" if task.batch == 1 else "cold"
     footprint = roofline.bytes_moved(task.layer, task.batch, DTYPE.itemsize)
     number, l2 = (1, wanted) if task.dry_run else sets_for(footprint, l2_bytes, wanted)
+    providers: dict[str, dict[str, Any]] = {}
+    tiles: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
     with torch.no_grad():
         sets = [operands(task, seed) for seed in range(number)]
-        providers: dict[str, Any] = {
-            "library": asdict(time_calls([partial(library, task.layer, given) for given in sets], device)),
-            "eager": asdict(time_calls([partial(eager, task.layer, given) for given in sets], device)),
-        }
-        if "compile" in task.verified:
-            run = compiled(task.layer, sets[0])  # with its weights: one set of them, and inputs in turn
-            providers["compile"] = asdict(time_calls([partial(run, given) for given in sets], device))
-        tiles: dict[str, dict[str, Any]] = {}
-        for candidate in candidates(task.layer, sets[0], 1 if task.dry_run else WIDTH):
-            if candidate.name not in task.verified:
-                continue
-            fused = candidate.provider == "triton"
-            calls = [partial(candidate.call, *given.arguments(task.layer, packed=fused)) for given in sets]
-            timing = asdict(time_calls(calls, device))
-            if fused:
-                tiles[candidate.name] = timing
-            else:
-                providers["cudnn graph" if candidate.provider == "cudnn" else "epilogue"] = timing
-        if tiles:
-            best = min(tiles, key=lambda name: float(tiles[name]["median"]))
-            providers["fused"] = tiles[best] | {"configuration": best}
+        ways = _ways(task, sets)
+        for name in [name for name in ways if name.startswith("triton") or name == "compile"]:
+            ways[name][0]()  # compiled or loaded here, which keeps nobody from preparing as well
+        with alone():
+            for name, calls in ways.items():
+                try:
+                    timing = asdict(time_calls(calls, device))
+                except Exception as problem:  # noqa: BLE001 - one way that cannot be captured must not cost the others
+                    failed[name] = in_short(problem)
+                    if not device_survives():
+                        break
+                else:
+                    (tiles if name.startswith("triton") else providers)[name] = timing
+    if tiles:
+        best = min(tiles, key=lambda name: float(tiles[name]["median"]))
+        providers["fused"] = tiles[best] | {"configuration": best}
     if device == "cuda":
-        del sets
+        del sets, ways
         torch.cuda.empty_cache()
     medians = {name: timing["median"] for name, timing in tiles.items()}
-    return {"providers": providers, "configurations": medians, "l2": l2, "operand_sets": number}
+    found = {"providers": providers, "configurations": medians, "l2": l2, "operand_sets": number}
+    return found | ({"failed": failed} if failed else {})
+
+
+def _ways(task: Measurement, sets: list[Operands]) -> dict[str, list[Callable[[], Tensor]]]:
+    """The calls of every provider, one a set of operands; those of our configurations by the candidates' names."""
+    layer = task.layer
+    ways: dict[str, list[Callable[[], Tensor]]] = {
+        "library": [partial(library, layer, given) for given in sets],
+        "eager": [partial(eager, layer, given) for given in sets],
+    }
+    if "compile" in task.verified:
+        run = compiled(layer, sets[0])  # with its weights: one set of them, and inputs in turn
+        ways["compile"] = [partial(run, given) for given in sets]
+    for candidate in candidates(layer, sets[0], 1 if task.dry_run else WIDTH):
+        if candidate.name in task.verified:
+            name = {"library": "epilogue", "cudnn": "cudnn graph"}.get(candidate.provider, candidate.name)
+            packed = candidate.provider == "triton"
+            ways[name] = [partial(candidate.call, *given.arguments(layer, packed=packed)) for given in sets]
+    return ways
 
 
 def layer_of(row: dict[str, Any]) -> Layer:

@@ -7,96 +7,119 @@ max_autotune              torch.compile(mode="max-autotune") of it, which compil
 default                   torch.compile of it as it comes, without CUDA graphs
 unclamped_MODE            torch.compile in each mode of the network without clamps
 
-All run in channels_last, those of torch.compile with frozen weights. Each is made in a process of its own and compared
-with the sanitised (or the plain) graph before it is timed. A call is timed as it is made: with its inputs copied and
-its outputs the caller's, back to back. "warmup" is the time that ``warmup([1, 32])`` of ResNet-50 takes: with nothing
-cached ("cold"), and in the next process ("cached"). Rows of an earlier run in the same environment are kept.
+All run in channels_last, those of torch.compile with frozen weights. Each has a process for a network and is compared
+with the sanitised (or the plain) graph before it is timed. Several are made side by side, but for max-autotune, which
+takes times itself; while one is timed the others wait. Ours takes what part "dispatch" measured. A call is timed as it
+is made: with its inputs copied and its outputs the caller's, back to back. "warmup" is the time that ResNet-50's
+``warmup([1, 32])`` takes: with nothing cached ("cold"), and in the next process ("cached"); it comes last but for what
+takes minutes. Rows of an earlier run in the same environment are kept.
 """
 
 import json
-import math
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.dispatch import cache_of
 from benchmarks.gpu.networks import NETWORKS, network, sanitised_network
-from benchmarks.gpu.pool import run_tasks
+from benchmarks.gpu.pool import alone, run_tasks
 from benchmarks.gpu.session import Session
-from benchmarks.gpu.timing import Timing
+from benchmarks.gpu.timing import time_as_called
 from benchmarks.results_file import environment
 from unit_fast.capture import capture
 from unit_fast.runtime.agreement import difference
 from unit_fast.runtime.cuda_graphs import cuda_graphs
 from unit_fast.runtime.fused import Fused
+from unit_fast.runtime.program import Program
 
 BATCHES = (32, 1, 256)
 CONTENDERS = ("unit_fast", "unclamped_reduce_overhead", "reduce_overhead", "eager")
 LATER = ("unclamped_max_autotune", "max_autotune", "unclamped_default", "default")
 """Once the others are done for every network: they take minutes, or tell less."""
 TASK_SECONDS = 200.0  # max-autotune compiles for minutes
-SAMPLES, SAMPLE_SECONDS = 15, 0.02
+SIDE_BY_SIDE = 8
+"""Processes: each holds a network, and at batch 256 its activations."""
 
 Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One contender on one network at one batch size; as "warmup" without a batch size, what warming up takes."""
+    """One contender on one network at one batch size; "cold" and "cached", without one, are what warming up takes."""
 
     network: str
     batch: int
     contender: str
     dry_run: bool
-    caches: Path | None = None
+    folder: Path
+    """Of the results, where part "dispatch" leaves its measurements; of a warm-up the caches."""
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return torch.device("cpu" if self.dry_run else "cuda", None if self.dry_run else 0)
+        return torch.device("cpu") if self.dry_run else torch.device("cuda", 0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tasks that one function does, in so many processes side by side."""
+
+    function: str
+    workers: int
+    tasks: Sequence[Task]
 
 
 def measure(session: Session) -> list[str]:
     """Time every contender that was not timed before; rows are written as they come."""
     rows = _kept(session)
-    todo = [task for task in planned(session) if _name(task) not in rows]
-    for task in todo:
-        if session.remaining <= 0:
-            break
-        function = "benchmarks.gpu.models:warmed_up" if task.caches else "benchmarks.gpu.models:timed"
-        # A process for each: what one has compiled, allocated or captured must not serve the next.
-        outcomes = run_tasks(function, [task], workers=1, task_seconds=TASK_SECONDS, deadline=session.deadline)
-        for outcome in outcomes:
-            rows[_name(task)] = {"failure": outcome.failure} if outcome.failure else outcome.result
-        session.write_sometimes("models", {"rows": rows, "complete": False})
-    figures = {"rows": rows, "ratios": ratios(rows), "complete": all(_name(task) in rows for task in planned(session))}
-    session.write("models", figures)
-    return summary(figures["ratios"])
+    with tempfile.TemporaryDirectory(prefix="warmup_caches_") as caches:
+        stages = planned(session, Path(caches))
+        for stage in stages:
+            outcomes = run_tasks(
+                f"benchmarks.gpu.models:{stage.function}",
+                [task for task in stage.tasks if _name(task) not in rows],
+                workers=stage.workers,
+                task_seconds=TASK_SECONDS,
+                deadline=session.deadline,
+                line_of=lambda task: (task.network, task.contender),
+            )
+            for outcome in outcomes:
+                rows[_name(outcome.task)] = {"failure": outcome.failure} if outcome.failure else outcome.result
+                session.write_sometimes("models", {"rows": rows, "ratios": ratios(rows), "complete": False})
+    complete = all(_name(task) in rows for stage in stages for task in stage.tasks)
+    found = ratios(rows)
+    session.write("models", {"rows": rows, "ratios": found, "complete": complete})
+    return summary(found)
 
 
-def planned(session: Session) -> list[Task]:
+def planned(session: Session, caches: Path) -> list[Stage]:
     """Every row, the most telling first."""
-    if session.dry_run:
-        names, batches = ("tiny",), (2,)
-    else:
-        names, batches = NETWORKS, BATCHES
-    tasks = [
-        Task(name, batch, contender, session.dry_run)
-        for contenders in (CONTENDERS, LATER)
-        for batch in batches
-        for name in names
-        for contender in contenders
-    ]
-    caches = session.folder / f"warmup_caches_{os.getpid()}"
+    names: Sequence[str] = ("tiny",) if session.dry_run else NETWORKS
+    batches = (2,) if session.dry_run else BATCHES
+
+    def tasks(contenders: Sequence[str]) -> list[Task]:
+        return [
+            Task(name, batch, contender, session.dry_run, session.folder)
+            for name in names
+            for contender in contenders
+            for batch in batches
+        ]
+
     # Two processes in turn, over caches that are empty at first.
     warmups = [Task(names[0], 0, contender, session.dry_run, caches) for contender in ("cold", "cached")]
-    return [*tasks[: len(CONTENDERS)], *warmups, *tasks[len(CONTENDERS) :]]
+    return [
+        Stage("timed", min(SIDE_BY_SIDE, session.workers), tasks(CONTENDERS)),
+        Stage("warmed_up", 1, warmups),
+        Stage("timed", 1, tasks(LATER)),
+    ]
 
 
 def _name(task: Task) -> str:
@@ -117,27 +140,37 @@ def timed(task: Task) -> dict[str, Any]:
     """Make, verify and time one contender."""
     torch.backends.cudnn.benchmark = True
     torch.set_grad_enabled(False)
-    program = sanitised_network(task.network, task.device)
-    call = program.example.of_size(task.batch)
-    (images,) = call.tensors()
+    torch.cuda.empty_cache()  # what another batch size held
+    os.environ["UNIT_FAST_CACHE"] = str(cache_of(task.folder))
+    program = _program(task.network, task.device)
+    (images,) = program.example.of_size(task.batch).tensors()
     images = images.contiguous(memory_format=torch.channels_last)
-    module = program.module
-    if task.contender.startswith("unclamped_"):
-        model, example = network(task.network, task.device)
-        module = capture(model, example)
-    expected = module(images)
+    module = _plain(task.network, task.device) if task.contender.startswith("unclamped_") else program.module
+    with alone():  # cuDNN takes what is fastest now, for this process
+        expected = module(images)
     started = time.perf_counter()
     run = _MAKERS[task.contender](module, program, images)
     made = time.perf_counter() - started
     found = difference(run(), expected)
     if found is not None:
         raise RuntimeError(f"{task.contender} is wrong: {found}")
-    timing = _as_called(run, task.device)
+    with alone():
+        timing = time_as_called(run, task.device.type)
     return {
         "microseconds": asdict(timing),
         "seconds_to_make": made,
         "images_per_second": 1e6 * task.batch / timing.median,
     }
+
+
+@cache
+def _program(name: str, device: torch.device) -> Program:
+    return sanitised_network(name, device)
+
+
+@cache
+def _plain(name: str, device: torch.device) -> Any:
+    return capture(*network(name, device))
 
 
 def _eager(module: Any, program: Any, images: torch.Tensor) -> Call:  # noqa: ARG001
@@ -151,7 +184,10 @@ def _eager(module: Any, program: Any, images: torch.Tensor) -> Call:  # noqa: AR
 def _compiled(mode: str, module: Any, program: Any, images: torch.Tensor) -> Call:  # noqa: ARG001
     import torch._inductor.config as inductor
 
+    torch._dynamo.reset()  # what was compiled for another batch size
     inductor.freezing = True
+    if mode == "max-autotune":  # nothing runs beside it
+        inductor.compile_threads = os.cpu_count() or 1
     compiled = torch.compile(module, mode=mode if images.is_cuda else "default", dynamic=False)
     for _ in range(4):  # compiles, then captures
         compiled(images)
@@ -177,36 +213,13 @@ _MAKERS: dict[str, Callable[..., Call]] = {
 
 def warmed_up(task: Task) -> dict[str, Any]:
     """Seconds that ``warmup([1, 32])`` takes, over the caches of the task alone."""
-    assert task.caches is not None, "a task of this kind has them"
-    os.environ["UNIT_FAST_CACHE"] = str(task.caches / "unit_fast")
-    os.environ["TRITON_CACHE_DIR"] = str(task.caches / "triton")
+    os.environ["UNIT_FAST_CACHE"] = str(task.folder / "unit_fast")
+    os.environ["TRITON_CACHE_DIR"] = str(task.folder / "triton")
     program = sanitised_network(task.network, task.device)
     program.module(*program.example.args)  # the library's own start is not ours
     started = time.perf_counter()
     Fused(program).warmup([2] if task.dry_run else [1, 32])
     return {"seconds": time.perf_counter() - started}
-
-
-def _as_called(run: Call, device: torch.device) -> Timing:
-    once = min(_batch(run, 1, device) for _ in range(3))
-    calls = max(1, min(1000, math.ceil(SAMPLE_SECONDS * 1e6 / once)))
-    return Timing.of([_batch(run, calls, device) for _ in range(SAMPLES)], calls)
-
-
-def _batch(run: Call, calls: int, device: torch.device) -> float:
-    """Microseconds of ``calls`` calls, back to back."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) * 1e3
-    started = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - started) * 1e6
 
 
 def ratios(rows: dict[str, Any]) -> dict[str, dict[str, float]]:

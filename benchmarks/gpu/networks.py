@@ -1,5 +1,7 @@
 """The networks that whole-model parts measure, sanitised, on a device."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from unit_fast.runtime.calls import Call
 from unit_fast.runtime.program import Program
 from unit_fast.sites import expose_sites, find_sites, insert_bounds
 
-NETWORKS = ("resnet50", "resnet18_32", "mobilenet_v2", "vit_b16", "vgg16")
+NETWORKS = ("resnet50", "resnet18_32", "mobilenet_v2", "vit_b16", "vgg16", "convnext_t")
 """Of ``benchmarks.models``, the most telling first. "tiny" stands for a small one, for dry runs."""
 
 
@@ -19,7 +21,7 @@ def network(name: str, device: torch.device) -> tuple[nn.Module, Tensor]:
     """The model, and an example batch in channels_last, on ``device``; half precision on a GPU."""
     model, images = make_tiny("resnet") if name == "tiny" else make(name)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    place = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
     return model.to(**place), images.to(**place)
 
 

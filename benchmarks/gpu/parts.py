@@ -37,12 +37,12 @@ class Part:
 
 
 PARTS = (
-    Part("environment", "benchmarks.gpu.environment", 40),
-    Part("values", "benchmarks.gpu.values", 120),
-    Part("layers", "benchmarks.gpu.layers", 170),
-    Part("models", "benchmarks.gpu.models", 120),
-    Part("dispatch", "benchmarks.gpu.dispatch", 60),
-    Part("profile", "benchmarks.gpu.profile", 30),
+    Part("environment", "benchmarks.gpu.environment", 30),
+    Part("values", "benchmarks.gpu.values", 110),
+    Part("layers", "benchmarks.gpu.layers", 150),
+    Part("dispatch", "benchmarks.gpu.dispatch", 100),  # before the models, which warm up from it
+    Part("models", "benchmarks.gpu.models", 130),
+    Part("profile", "benchmarks.gpu.profile", 20),
     Part("sanitizer", "benchmarks.gpu.sanitizer", 400, by_default=False),
 )
 

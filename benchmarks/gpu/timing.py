@@ -6,6 +6,7 @@ in memory ("cold"); with one set that fits, in the cache ("warm"). Outputs are k
 The gap between two kernels of a graph, about a microsecond, is counted in.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from torch import Tensor
 
 L2 = Literal["cold", "warm"]
 SAMPLES = 15
+SAMPLE_SECONDS = 0.02
+"""Of calls back to back, where they are timed as they are made."""
 MOST_SETS = 24
 
 
@@ -49,6 +52,29 @@ def sets_for(footprint: int, l2_bytes: int, l2: L2) -> tuple[int, L2]:
 def time_calls(calls: Sequence[Callable[[], Tensor]], device: str, sample_microseconds: float = 500.0) -> Timing:
     """Time ``calls``, one a set of operands, in turn. On the CPU by the host's clock: that serves dry runs only."""
     return _replayed(calls, sample_microseconds) if device == "cuda" else _on_host(calls)
+
+
+def time_as_called(call: Callable[[], object], device: str) -> Timing:
+    """Time ``call`` back to back, launches and all: for what has a CUDA graph of its own, or cannot be in one."""
+    once = min(_back_to_back(call, 1, device) for _ in range(3))
+    calls = max(1, min(1000, math.ceil(SAMPLE_SECONDS * 1e6 / once)))
+    return Timing.of([_back_to_back(call, calls, device) for _ in range(SAMPLES)], calls)
+
+
+def _back_to_back(call: Callable[[], object], calls: int, device: str) -> float:
+    """Microseconds of so many calls."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) * 1e3
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - started) * 1e6
 
 
 def _replayed(calls: Sequence[Callable[[], Tensor]], sample_microseconds: float) -> Timing:
@@ -89,7 +115,7 @@ def _replay(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> float:
     graph.replay()
     end.record(stream)
     end.synchronize()
-    return start.elapsed_time(end) * 1e3
+    return float(start.elapsed_time(end)) * 1e3
 
 
 def _on_host(calls: Sequence[Callable[[], Tensor]]) -> Timing:

@@ -156,15 +156,15 @@ def _linear(config: MatmulConfig, dtype: Dtype) -> Iterator[ValueCase]:
 
 def _conv2d(config: MatmulConfig, dtype: Dtype) -> Iterator[ValueCase]:
     n, k = config.block_n, config.k_of(ITEM_SIZE[dtype])
-    same = {"padding": (1, 1)}
-    yield ValueCase("conv2d", dtype, config, (3, 2 * k, 15, 17), (n + 8, 2 * k, 3, 3), **same)  # ragged maps
-    yield ValueCase("conv2d", dtype, config, (32, k, 56, 56), (n, k, 3, 3), **same)  # many programs
-    yield ValueCase("conv2d", dtype, config, (2, 4 * k, 7, 7), (2 * n, 4 * k, 3, 3), **same)  # a long sum
+    same = (1, 1)
+    yield ValueCase("conv2d", dtype, config, (3, 2 * k, 15, 17), (n + 8, 2 * k, 3, 3), padding=same)  # ragged maps
+    yield ValueCase("conv2d", dtype, config, (32, k, 56, 56), (n, k, 3, 3), padding=same)  # many programs
+    yield ValueCase("conv2d", dtype, config, (2, 4 * k, 7, 7), (2 * n, 4 * k, 3, 3), padding=same)  # a long sum
     yield ValueCase("conv2d", dtype, config, (2, k, 16, 16), (n, k, 3, 3), padding=(2, 2), dilation=(2, 2))
     if config.loader == "pointer":
         yield ValueCase("conv2d", dtype, config, (2, 3, 37, 35), (n, 3, 7, 7), stride=(2, 2), padding=(3, 3))
-        yield ValueCase("conv2d", dtype, config, (2, 40, 15, 14), (n + 8, 40, 3, 3), stride=(2, 2), **same)
-        yield ValueCase("conv2d", dtype, config, (2, 37, 9, 8), (10, 37, 3, 3), **same)
+        yield ValueCase("conv2d", dtype, config, (2, 40, 15, 14), (n + 8, 40, 3, 3), stride=(2, 2), padding=same)
+        yield ValueCase("conv2d", dtype, config, (2, 37, 9, 8), (10, 37, 3, 3), padding=same)
 
 
 def _pointwise(dtype: Dtype) -> Iterator[ValueCase]:

@@ -65,7 +65,7 @@ def sweep(session: Session, cases: list[ValueCase]) -> dict[str, Any]:
     caught: dict[str, str] = {}
     wrong_on_purpose = controls()
     tasks = [*wrong_on_purpose, *cases]
-    arguments = {"workers": session.workers, "task_seconds": TASK_SECONDS, "deadline": session.deadline}
+    arguments: dict[str, Any] = {"workers": session.workers, "task_seconds": TASK_SECONDS, "deadline": session.deadline}
     for outcome in run_tasks("benchmarks.gpu.values:compare", tasks, **arguments):
         if outcome.task in wrong_on_purpose:
             caught[outcome.task.fault] = _verdict(outcome)
@@ -105,13 +105,13 @@ def _summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {"done": len(rows), "differing": chosen["differs"], "failed": chosen["failed"], "kernels": kernels}
 
 
-def compare(case: ValueCase) -> dict[str, float | str]:
+def compare(case: ValueCase) -> dict[str, float]:
     """Run one case: its error against float64, as ``agreement.error`` has it, and what would be tolerated."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     warnings.filterwarnings("ignore", message=".*deterministic", category=UserWarning)
     torch.use_deterministic_algorithms(True, warn_only=True)  # new memory is filled with NaN
     torch.backends.cuda.matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"  # type: ignore[attr-defined]
     if case.fault == "crash":
         os._exit(3)
     operands = _operands(case, device)
@@ -195,18 +195,15 @@ def _results(case: ValueCase, operands: dict[str, Tensor | None]) -> tuple[list[
 
 def _functions(case: ValueCase) -> tuple[Any, Any]:
     """The launcher and the reference, as functions of the operands."""
-    if case.operator == "epilogue":  # it has a scale where the products have a weight
-        return (
-            lambda *tensors, counts: pointwise.epilogue(*tensors, case.act, counts=counts, config=case.config),
-            lambda *tensors: reference.epilogue_ref(*tensors, case.act),
-        )
-    if case.operator == "linear":
-        return (
-            lambda *tensors, counts: linear.linear(*tensors, case.act, counts=counts, config=case.config),
-            lambda *tensors: reference.linear_ref(*tensors, case.act),
-        )
-    options = (case.stride, case.padding, case.dilation, case.groups, case.act)
+    launchers: dict[str, tuple[Any, Any]] = {
+        "epilogue": (pointwise.epilogue, reference.epilogue_ref),  # it has a scale where the products have a weight
+        "linear": (linear.linear, reference.linear_ref),
+        "conv2d": (conv2d.conv2d, reference.conv2d_ref),
+    }
+    launcher, of_reference = launchers[case.operator]
+    geometry = (case.stride, case.padding, case.dilation, case.groups) if case.operator == "conv2d" else ()
+    options = (*geometry, case.act)
     return (
-        lambda *tensors, counts: conv2d.conv2d(*tensors, *options, counts=counts, config=case.config),
-        lambda *tensors: reference.conv2d_ref(*tensors, *options),
+        lambda *tensors, counts: launcher(*tensors, *options, counts=counts, config=case.config),
+        lambda *tensors: of_reference(*tensors, *options),
     )

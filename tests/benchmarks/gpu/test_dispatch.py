@@ -5,16 +5,25 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from benchmarks.gpu.dispatch import Task, problems, timed, verify
+from benchmarks.gpu.dispatch import Network, Task, problems, timed, verify
 from unit_fast.kernels.dispatch.environment import environment_of
 from unit_fast.kernels.dispatch.store import Store, read_table, write_table
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
+def found():
+    return problems(Network("tiny", (2, 5), dry_run=True))
+
+
+@pytest.fixture(scope="module")
+def tasks(found, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    found = problems(Task("tiny", 2, True, folder))
-    return [Task("tiny", 2, True, folder, problem) for problem in found]
+    return [Task(problem, True, folder) for problem in found[0]]
+
+
+def test_problems_are_told_by_batch_size(found):
+    assert [{problem.x.shape[0] for problem in problems} for problems in found] == [{2}, {5}]
+    assert len(found[0]) == len(found[1])
 
 
 def test_each_distinct_operator_of_the_network_is_a_problem(tasks):

@@ -1,5 +1,6 @@
 """The layers part: shrunken layers stay layers, wrong candidates are not timed, totals count every occurrence."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 
 from benchmarks.gpu import layers
 from benchmarks.gpu.layers import Measurement, operands, shrunken, timed, verify
+from benchmarks.gpu.pool import Outcome
+from benchmarks.gpu.session import Session
 from benchmarks.shapes import Layer
 from unit_fast.kernels.dispatch.candidates import Candidate
 
@@ -33,6 +36,17 @@ def test_shrunken_layers_are_small_and_fit_together(layer):
     assert y.numel() < 10_000
     assert (small.stride, small.act, small.residual) == (layer.stride, layer.act, layer.residual)
     assert set(verify(task).values()) == {""}
+
+
+def test_a_network_that_cannot_be_captured_costs_no_other(monkeypatch, tmp_path):
+    outcomes = {"vgg16": Outcome("vgg16", None, "no torchvision"), "vit_b16": Outcome("vit_b16", (MLP, MLP), None)}
+    monkeypatch.setattr(layers, "NETWORKS", tuple(outcomes))
+    monkeypatch.setattr(layers, "run_tasks", lambda _, names, **__: (outcomes[name] for name in names))
+    session = Session(tmp_path, False, time.monotonic() + 9, 1, "cpu", "NVIDIA H200")
+    todo, failures = layers.planned(session)
+    merged = replace(MLP, networks=(("vit_b16", 2),))
+    assert [(task.layer, task.batch) for task in todo] == [(merged, batch) for batch in (256, 1, 32)]
+    assert failures == {"vgg16": "it could not be captured: no torchvision"}
 
 
 def test_library_stands_for_the_product_and_its_bias_alone():
@@ -91,6 +105,43 @@ def test_what_a_compiler_makes_is_verified_and_no_reason_to_lose_the_others(monk
     good = tuple(name for name, verdict in verdicts.items() if not verdict)
     assert len(good) == len(verdicts) - (compiler != "right")
     assert ("compile" in timed(replace(task, verified=good))["providers"]) == (compiler == "right")
+
+
+def test_what_takes_the_device_along_is_left_out_when_the_layer_is_verified_again(monkeypatch):
+    task = Measurement(POINT, 2, dry_run=True)
+    reference = layers.REFERENCES["conv2d"]
+
+    def faulting(*_: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    every = [Candidate("first", "triton", reference), Candidate("faulting", "triton", faulting)]
+    every.append(Candidate("last", "triton", reference))
+    monkeypatch.setattr(layers, "candidates_for", lambda *_: every)
+    monkeypatch.setattr(layers, "device_survives", lambda: False)
+    monkeypatch.setattr(layers, "run_tasks", lambda _, tasks, **__: (Outcome(t, verify(t), None) for t in tasks))
+    small = replace(task, layer=shrunken(POINT))
+    fault = f"{layers.FAULT}RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert verify(small) == {"first": "", "faulting": fault}
+    ((_, verdicts),) = layers._verified([small], 1, 0.0)
+    assert verdicts == {"first": "", "faulting": fault, "last": ""}
+
+
+def test_verdicts_stay_where_there_is_no_time_to_verify_again(monkeypatch):
+    task = Measurement(POINT, 2, dry_run=True)
+    answers = [[Outcome(task, {"first": "", "faulting": f"{layers.FAULT}died"}, None)], []]
+    monkeypatch.setattr(layers, "run_tasks", lambda *_, **__: answers.pop(0))
+    ((found, verdicts),) = layers._verified([task], 1, 0.0)
+    assert (found.layer, verdicts["first"]) == (POINT, "")
+
+
+def test_a_way_that_cannot_be_timed_costs_no_other(monkeypatch):
+    def broken(_layer, _given):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(layers, "eager", broken)
+    found = timed(Measurement(shrunken(POINT), 2, dry_run=True))
+    assert set(found["providers"]) == {"library"}
+    assert found["failed"] == {"eager": "RuntimeError: operation not permitted when stream is capturing"}
 
 
 def test_layers_are_compiled_where_it_tells_most():

@@ -1,7 +1,9 @@
 """Whole networks are verified before they are timed, in an order of worth, and an earlier run's rows are kept."""
 
 import json
+import os
 import time
+from itertools import groupby
 
 import pytest
 import torch
@@ -25,17 +27,17 @@ def _gradients():
 
 
 @pytest.mark.parametrize("contender", ["eager", "unit_fast", "unclamped_default"])
-def test_a_contender_is_timed(contender):
-    row = timed(Task("tiny", 2, contender, True))
+def test_a_contender_is_timed(contender, tmp_path):
+    row = timed(Task("tiny", 2, contender, True, tmp_path))
     timing = row["microseconds"]
     assert 0 < timing["p20"] <= timing["median"] <= timing["p80"]
     assert row["images_per_second"] == pytest.approx(2e6 / timing["median"])
 
 
-def test_a_contender_that_is_wrong_is_not_timed(monkeypatch):
+def test_a_contender_that_is_wrong_is_not_timed(monkeypatch, tmp_path):
     monkeypatch.setitem(models._MAKERS, "eager", lambda module, _program, images: lambda: module(images) + 1)
     with pytest.raises(RuntimeError, match="eager is wrong: output 0 is off by"):
-        timed(Task("tiny", 2, "eager", True))
+        timed(Task("tiny", 2, "eager", True, tmp_path))
 
 
 def test_warmup_is_timed_over_caches_of_its_own(tmp_path, monkeypatch):
@@ -45,11 +47,46 @@ def test_warmup_is_timed_over_caches_of_its_own(tmp_path, monkeypatch):
 
 
 def test_every_network_batch_and_contender_is_planned_once(tmp_path):
-    names = [models._name(task) for task in planned(session(tmp_path))]
-    assert len(names) == len(set(names)) == 5 * 3 * 8 + 2
-    assert names[0] == "resnet50/32/unit_fast"
-    assert all("max_autotune" in name or "default" in name for name in names[-5 * 3 * 4 :])
-    assert names.index("resnet50/warmup/cold") < names.index("resnet50/warmup/cached") < 10
+    contenders, warmups, later = (
+        [models._name(task) for task in stage.tasks] for stage in planned(session(tmp_path), tmp_path)
+    )
+    names = [*contenders, *warmups, *later]
+    assert len(names) == len(set(names)) == len(models.NETWORKS) * 3 * 8 + 2
+    assert contenders[:3] == [f"resnet50/{batch}/unit_fast" for batch in (32, 1, 256)]
+    assert warmups == ["resnet50/warmup/cold", "resnet50/warmup/cached"]
+    assert all("max_autotune" in name or "default" in name for name in later)
+
+
+def test_a_process_keeps_to_one_contender_on_one_network(tmp_path, monkeypatch):
+    asked = []
+
+    def run_tasks(function, tasks, *, workers, line_of, **_):
+        asked.append((function, workers, [len(list(line)) for _, line in groupby(tasks, line_of)]))
+        return iter(())
+
+    monkeypatch.setattr(models, "run_tasks", run_tasks)
+    one = session(tmp_path)
+    one.workers = 16
+    models.measure(one)
+    lines = len(models.NETWORKS) * 4
+    assert asked == [
+        ("benchmarks.gpu.models:timed", models.SIDE_BY_SIDE, [3] * lines),
+        ("benchmarks.gpu.models:warmed_up", 1, [1, 1]),
+        ("benchmarks.gpu.models:timed", 1, [3] * lines),
+    ]
+
+
+def test_what_part_dispatch_measured_serves_ours(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("UNIT_FAST_CACHE", "elsewhere")
+
+    def made(module, _program, images):
+        seen.append(os.environ["UNIT_FAST_CACHE"])
+        return lambda: module(images)
+
+    monkeypatch.setitem(models._MAKERS, "unit_fast", made)
+    timed(Task("tiny", 2, "unit_fast", True, tmp_path))
+    assert seen == [str(tmp_path / "dispatch_cache")]
 
 
 def rows(**medians):

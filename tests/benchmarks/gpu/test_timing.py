@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.gpu.timing import MOST_SETS, Timing, sets_for, time_calls
+from benchmarks.gpu.timing import MOST_SETS, Timing, sets_for, time_as_called, time_calls
 
 MB = 2**20
 
@@ -38,3 +38,16 @@ def test_times_a_call_and_not_the_round():
     timing = time_calls([call] * 5, "cpu")
     assert 10_000 <= timing.median < 20_000
     assert timing.calls_a_sample == 5
+
+
+def test_calls_are_timed_as_they_are_made():
+    made = []
+
+    def call() -> None:
+        made.append(time.perf_counter())
+        time.sleep(0.004)
+
+    timing = time_as_called(call, "cpu")
+    assert 4_000 <= timing.median < 12_000
+    assert 2 <= timing.calls_a_sample <= 5
+    assert len(made) == 3 + timing.samples * timing.calls_a_sample
