@@ -217,10 +217,10 @@ def multiply_rows(
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     with on_device_of(x):
         if config.loader == "tma":
-            programs = min(programs, tiles)
+            # Few tiles or many, the step is the same: one compilation serves all.
             x_desc = TensorDescriptor(x, [m, k], [k, 1], [config.block_m, block_k])
             weight_desc = TensorDescriptor(weight, [n, k], [k, 1], [config.block_n, block_k])
-            _linear_tma_kernel[(programs,)](x_desc, weight_desc, *operands, PROGRAMS=programs, **constants)
+            _linear_tma_kernel[(min(programs, tiles),)](x_desc, weight_desc, *operands, PROGRAMS=programs, **constants)
         else:
             _linear_pointer_kernel[(tiles,)](
                 x,
