@@ -5,9 +5,11 @@ from typing import Any
 
 from benchmarks.layer_rows import best_of_ours
 from benchmarks.results_file import gpu_results, read_results
+from benchmarks.table_cells import spread
 
 Row = dict[str, Any]
 Table = list[list[str]]
+MICROSECONDS = ("", 0)  # how times are named and written
 MOST = 12  # layers of a GPU that are shown; all are in its file
 
 
@@ -18,7 +20,7 @@ def layers_cpu() -> Table:
     for row in read_results("layers_cpu")["rows"]:
         times = row["providers"]
         eager, plain, ours = (times[name]["median"] for name in ("eager", "unclamped compile", "sanitised"))
-        cells = [_spread(times[name]) for name in ("eager", "unclamped compile", "sanitised")]
+        cells = [spread(times[name], *MICROSECONDS) for name in ("eager", "unclamped compile", "sanitised")]
         ratios = [f"{eager / ours:.2f}×", f"{ours / plain:.2f}×"]
         table.append([row["layer"], str(row["batch"]), *cells, *ratios, _share(row, "sanitised")])
     return table
@@ -54,7 +56,8 @@ def layers_gpu() -> Table:
         for row in timed[:MOST]:
             times, ours = row["providers"], best_of_ours(row)
             assert ours is not None, "rows without are left out above"
-            cells = [_spread(times[name]) if name in times else "–" for name in ("library", "eager", "compile", ours)]
+            shown = ("library", "eager", "compile", ours)
+            cells = [spread(times[name], *MICROSECONDS) if name in times else "–" for name in shown]
             ratio = f"{times['eager']['median'] / times[ours]['median']:.2f}×"
             table.append([device, row["layer"], str(row["batch"]), *cells, ratio, _share(row, ours)])
     return table
@@ -69,16 +72,10 @@ def models_gpu() -> Table:
             network, batch = case.split("/")
             ours = rows[f"{case}/unit_fast"]
             others = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}×" for name, ratio in ratios.items())
-            times = {
-                name: value / 1e3 for name, value in ours["microseconds"].items() if name in ("median", "p20", "p80")
-            }
-            cells = [_spread(times, 3), f"{ours['images_per_second']:,.0f}", others]
+            times = {f"{name}_ms": value / 1e3 for name, value in ours["microseconds"].items()}
+            cells = [spread(times, digits=3), f"{ours['images_per_second']:,.0f}", others]
             table.append([device, network, batch, *cells])
     return table
-
-
-def _spread(timing: dict[str, Any], digits: int = 0) -> str:
-    return f"{timing['median']:,.{digits}f} ({timing['p20']:,.{digits}f} to {timing['p80']:,.{digits}f})"
 
 
 def _share(row: Row, name: str) -> str:

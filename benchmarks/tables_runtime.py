@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.results_file import read_results
+from benchmarks.table_cells import spread
 
 NETWORKS = {
     "gtsrb_vgg_badnets_target8": "VGG, white patch (BadNets)",
@@ -22,8 +23,7 @@ def runtime_cpu() -> list[list[str]]:
         cells = []
         for batch in batches:
             row = found[provider, batch]
-            time = f"{row['median_ms']:.2f} ({row['p20_ms']:.2f} to {row['p80_ms']:.2f})"
-            cells += [time, f"{row['speed']:.2f}×"]
+            cells += [spread(row), f"{row['speed']:.2f}×"]
         table.append([provider, *cells])
     return table
 

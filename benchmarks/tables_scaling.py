@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.results_file import read_results
+from benchmarks.table_cells import spread
 
 SIMULATED_BATCHES = (1, 8, 32, 256)  # that are shown; all are in the file
 Row = dict[str, Any]
@@ -41,7 +42,7 @@ def granularity() -> Table:
         cells = []
         for size in batches:
             row, none = found[kind, size], found["none", size]
-            cells += [_spread(row), f"{row['median_ms'] / none['median_ms']:.2f}×"]
+            cells += [spread(row), f"{row['median_ms'] / none['median_ms']:.2f}×"]
         table.append([kind, *cells])
     return table
 
@@ -97,17 +98,13 @@ def _pairs(part: str, keys: str | tuple[str, ...], heading: str) -> Table:
         plain, clamped = by_provider["unclamped"], by_provider["sanitised"]
         memory = f"{plain['peak_mib']:.0f} → {clamped['peak_mib']:.0f}"
         ratio = f"{clamped['median_ms'] / plain['median_ms']:.2f}×"
-        table.append([", ".join(map(str, values)), _spread(plain), _spread(clamped), ratio, memory])
+        table.append([", ".join(map(str, values)), spread(plain), spread(clamped), ratio, memory])
     return table
 
 
 def _rows(part: str) -> Iterable[Row]:
     found: Iterable[Row] = read_results(f"scaling_{part}")
     return found
-
-
-def _spread(row: Row) -> str:
-    return f"{row['median_ms']:.2f} ({row['p20_ms']:.2f} to {row['p80_ms']:.2f})"
 
 
 TABLES: dict[str, Callable[[], Table]] = {
