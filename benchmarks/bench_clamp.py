@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.conftest import DEVICE, Measure
+from benchmarks.shapes import GPU_BATCHES
 from unit_fast.kernels.ops import clamp_bound
 from unit_fast.kernels.pointwise import epilogue
 
 SHAPES = {"64x32x32": (64, 32, 32), "512x4x4": (512, 4, 4), "256x56x56": (256, 56, 56)}
-BATCHES = (1, 32, 256) if DEVICE.type == "cuda" else (1, 16)
+BATCHES = GPU_BATCHES if DEVICE.type == "cuda" else (1, 16)
 DTYPE = torch.float16 if DEVICE.type == "cuda" else torch.float32
 
 
@@ -50,5 +51,6 @@ def test_clamp(measure: Measure, shape: str, batch: int, granularity: str, provi
         group=f"clamp {shape} batch {batch} per {granularity}",
         provider=provider,
         within=0.0,
-        bytes_moved=2 * x.nbytes + bound.nbytes,
+        bytes_moved=2 * x.nbytes + (0 if provider == "relu alone" else bound.nbytes),
+        flops=x.numel() * (1 if provider == "relu alone" else 2),  # comparisons
     )

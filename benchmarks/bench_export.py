@@ -8,6 +8,8 @@ import torch
 import unit_fast as uf
 from benchmarks.conftest import Measure
 from benchmarks.models import make, make_bounds
+from benchmarks.roofline import work_of
+from benchmarks.shapes import layers_of
 from unit_fast.export import OnnxRuntimeModel
 
 FORMS = {"clip": "tensor", "folded": "channel", "mul_clip": "channel", "min": "neuron"}
@@ -24,4 +26,13 @@ def test_export(measure: Measure, tmp_path: Path, batch: int, form: str) -> None
     with torch.no_grad():
         expected = uf.sanitize(model, bounds, example, backend="eager")(x)
     run = OnnxRuntimeModel(tmp_path / "model.onnx")
-    measure(lambda: run(x), expected, group=f"ONNX Runtime, batch {batch}", provider=form, within=1e-3)
+    moved, operations = work_of(layers_of("resnet18_32"), batch, 4)
+    measure(
+        lambda: run(x),
+        expected,
+        group=f"ONNX Runtime, batch {batch}",
+        provider=form,
+        within=1e-3,
+        bytes_moved=moved,
+        flops=operations,
+    )

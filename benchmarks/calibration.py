@@ -157,7 +157,7 @@ def _published_seconds(model: gtsrb.SignVGG, x: Tensor, y: Tensor) -> float:
         loss = (
             F.cross_entropy(forward(fit[0], clamped)[0], fit[1]) + 1e-3 * torch.stack([p.mean() for p in clamped]).sum()
         )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
         with torch.no_grad():
             logits, _ = forward(validation[0], [p.clamp(min=0) for p in params])

@@ -9,6 +9,7 @@ come from commands that give each its own: ``benchmarks.runtime``, ``benchmarks.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.environment import device_ceilings
-from benchmarks.gpu.timing import time_calls
+from benchmarks.gpu.timing import L2, sets_for, time_as_called, time_calls
 from benchmarks.roofline import Ceilings, CpuCeilings, cpu_ceilings
 from unit_fast.kernels.agreement import error
 
@@ -29,10 +30,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture
 def measure(benchmark: Any) -> Measure:
-    """``measure(call, expected, group=…, provider=…, within=…)``: compare its result, then time it.
+    """``measure(call, expected, group=…, provider=…, within=…, bytes_moved=…, flops=…)``: compare, then time it.
 
-    On CUDA the time that counts is that of a CUDA graph's replay, by events, in ``extra_info["replay_us"]``; what
-    pytest-benchmark's own clock reads there is a call with its launch and a synchronisation.
+    ``extra_info`` holds the provider, the error that was found, what is moved and computed, the state of L2, and, once
+    timed, the percentage of the roofline.
+
+    On CUDA the time that counts is taken by events and stands in ``extra_info``: ``"replay_us"`` of a CUDA graph's
+    replay, or ``"as_called_us"`` of calls back to back where ``replay=False``, for what cannot be in a graph or has one
+    of its own. What pytest-benchmark's own clock reads there is a call with its launch and a synchronisation.
     """
 
     def measured(
@@ -42,20 +47,21 @@ def measure(benchmark: Any) -> Measure:
         group: str,
         provider: str,
         within: float,
-        bytes_moved: int | None = None,
-        flops: int | None = None,
+        bytes_moved: int,
+        flops: int,
+        replay: bool = True,
     ) -> None:
         with torch.no_grad():
             found = error(call(), expected)
             assert found <= within, f"{provider} is off by {found:.3g}, allowed is {within:.3g}"
             benchmark.group = group
-            told = {"provider": provider, "error": found, "bytes": bytes_moved, "flops": flops, "device": str(DEVICE)}
-            benchmark.extra_info.update({name: value for name, value in told.items() if value is not None})
-            benchmark.extra_info["l2"] = "warm"  # the same operands again and again
-            seconds = None
+            benchmark.extra_info |= {"provider": provider, "error": found, "device": str(DEVICE)}
+            benchmark.extra_info |= {"bytes": bytes_moved, "flops": flops, "l2": l2_of(bytes_moved)}
+            seconds: float | None
             if DEVICE.type == "cuda":
-                replay = time_calls([call], "cuda")
-                benchmark.extra_info["replay_us"], seconds = asdict(replay), replay.median * 1e-6
+                timing = time_calls([call], "cuda") if replay else time_as_called(call, "cuda")
+                benchmark.extra_info["replay_us" if replay else "as_called_us"] = asdict(timing)
+                seconds = timing.median * 1e-6
 
                 def finished() -> None:
                     call()
@@ -65,17 +71,26 @@ def measure(benchmark: Any) -> Measure:
             else:
                 benchmark(call)
                 seconds = benchmark.stats.stats.median if benchmark.stats is not None else None
-            if seconds is not None and bytes_moved is not None:
-                least = _least_seconds(bytes_moved, flops or 0)
-                benchmark.extra_info["percent_of_roofline"] = 100 * least / seconds
+            if seconds is not None:  # --benchmark-disable runs everything once and times nothing
+                benchmark.extra_info["percent_of_roofline"] = 100 * least_seconds(bytes_moved, flops) / seconds
 
     return measured
 
 
-def _least_seconds(moved: int, operations: int) -> float:
+def l2_of(bytes_moved: int) -> L2 | None:
+    """Whether a call finds its operands in L2, since it is given the same again and again; None if nobody says."""
+    if DEVICE.type == "cuda":
+        size = torch.cuda.get_device_properties(DEVICE).L2_cache_size
+    else:
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE") if "SC_LEVEL2_CACHE_SIZE" in os.sysconf_names else 0
+    return sets_for(bytes_moved, size, "warm")[1] if size > 0 else None
+
+
+def least_seconds(bytes_moved: int, flops: int) -> float:
+    """By the roofline of this machine; in float32 on a CPU and half precision on a GPU, which int8 may beat."""
     ceilings = _ceilings()
-    limits = ceilings.at(moved) if isinstance(ceilings, CpuCeilings) else ceilings
-    return max(moved / limits.bandwidth, operations / limits.peak)
+    limits = ceilings.at(bytes_moved) if isinstance(ceilings, CpuCeilings) else ceilings
+    return max(bytes_moved / limits.bandwidth, flops / limits.peak)
 
 
 @functools.cache

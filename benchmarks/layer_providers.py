@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ from benchmarks.conftest import DEVICE, Measure
 from benchmarks.gpu.layers import candidates
 from benchmarks.layer_calls import Operands, compiled, eager, library, operands_of
 from benchmarks.roofline import bytes_moved, flops
-from benchmarks.shapes import NETWORKS, Layer, layers_of, merged
+from benchmarks.shapes import GPU_BATCHES, NETWORKS, Layer, layers_of, merged
 from unit_fast.kernels.agreement import ROUNDED_TWICE, tolerance_of
 from unit_fast.kernels.dispatch.candidates import REFERENCES
 
 ON_GPU = DEVICE.type == "cuda"
 DTYPE = torch.float16 if ON_GPU else torch.float32
-BATCHES = (1, 32, 256) if ON_GPU else (1, 16)
+BATCHES = GPU_BATCHES if ON_GPU else (1, 16)
 PROVIDERS = ("library", "eager", "compile", "epilogue", "cudnn graph", "fused")
 
 
@@ -61,4 +61,7 @@ def _call(layer: Layer, given: Operands, provider: str) -> Callable[[], Tensor]:
 
 
 def _as_double(given: Operands) -> Operands:
-    return Operands(*(None if tensor is None else tensor.double() for tensor in vars(given).values()))
+    double: dict[str, Any] = {
+        name: tensor if tensor is None else tensor.double() for name, tensor in vars(given).items()
+    }
+    return Operands(**double)

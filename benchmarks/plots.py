@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,4 @@ def main(folder: Path = IMAGES) -> None:
             figure = picture.draw()
         except NotMeasured:
             continue
-        atomic_write(
-            folder / f"{name}.svg",
-            lambda path, figure=figure: figure.savefig(path, format="svg", metadata={"Date": None}),
-        )
+        atomic_write(folder / f"{name}.svg", partial(figure.savefig, format="svg", metadata={"Date": None}))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -113,6 +113,12 @@ def bytes_moved(layer: Layer, batch: int, itemsize: int) -> int:
     activations = batch * (read + out * (2 if layer.residual else 1))
     constants = math.prod(layer.weight) + layer.weight[0] + (out if layer.bounded else 0)
     return itemsize * (activations + constants)
+
+
+def work_of(layers: Iterable[Layer], batch: int, itemsize: int) -> tuple[int, int]:
+    """Bytes moved and floating-point operations of a network's layers; what is between them is not counted."""
+    counted = [(bytes_moved(layer, batch, itemsize), flops(layer, batch)) for layer in layers]
+    return sum(moved for moved, _ in counted), sum(operations for _, operations in counted)
 
 
 def seconds(layer: Layer, batch: int, itemsize: int, ceilings: Ceilings) -> float:

@@ -22,6 +22,8 @@ _OPERATORS: dict[object, Operator] = {
 }
 NETWORKS = ("resnet50", "mobilenet_v2", "vit_b16", "vgg16", "resnet18_32", "convnext_t")
 """Of ``benchmarks.models``, in the order of what they tell about the kernels."""
+GPU_BATCHES = (1, 32, 256)
+"""Samples a call, on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def layers_in(graph: fx.GraphModule) -> Iterator[Layer]:
             continue
         given = {argument.name: argument.default_value for argument in node.target._schema.arguments}
         given |= dict(zip(given, node.args, strict=False))
-        geometry = {name: _pair(given[name]) for name in ("stride", "padding", "dilation") if name in given}
+        pairs = ("stride", "padding", "dilation")
+        geometry: dict[str, Any] = {name: _pair(given[name]) for name in pairs if name in given}
         yield Layer(
             operator,
             tuple(sample[1:]),

@@ -9,6 +9,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,5 +138,4 @@ def pictures_of(text: str) -> list[str]:
 def main() -> None:
     """Fill all documents."""
     for document in DOCUMENTS:
-        text = filled(document)
-        atomic_write(document, lambda temporary, text=text: temporary.write_text(text))
+        atomic_write(document, partial(Path.write_text, data=filled(document)))
