@@ -93,8 +93,10 @@ class Contender:
         if self.backend == "eager":
             return _without_gradients(model)
         given = example.kwargs if example.kwargs and not example.args else example.args
+        import torch._dynamo.config as dynamo
         import torch._inductor.config as inductor
 
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 1 + len(self.batches))  # beyond it all runs eagerly
         # Dynamo asks for it while it traces: as an option of torch.compile it comes too late, and no weight is frozen.
         inductor.freezing = True
         compiled = torch.compile(capture(loaded, given), dynamic=False)
