@@ -24,7 +24,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def tower(width: int) -> tuple[nn.Module, Tensor]:
 
 
 def contender(
-    network: Network, granularity: Granularity | None, batches: Iterable[int], threads: int | None = None
+    network: Network, granularity: Granularity | None, batches: Sequence[int], threads: int | None = None
 ) -> Mapping[str, Call]:
     """A compiled network, a case a batch size; without bounds where ``granularity`` is None."""
     if threads is not None:
@@ -104,6 +104,7 @@ def contender(
         bounds = Bounds(tensors, sites, granularity, graph.meta["fingerprint"])
         graph = insert_bounds(graph, dict(bounds.items()))
     run = Compiled(Program(graph, bounds, Arguments.from_example(example)))
+    run.warmup(batches)
     sizes = {size: example[torch.arange(size) % len(example)] for size in batches}
     return {str(size): functools.partial(run, x) for size, x in sizes.items()}
 
@@ -144,7 +145,7 @@ def threads(effort: Effort) -> list[Row]:
 def granularity(effort: Effort) -> list[Row]:
     """What a bound costs."""
     network = functools.partial(resnet, 32)
-    contenders = {
+    contenders: dict[str, Builder] = {
         kind or "none": functools.partial(contender, network, kind, effort.pair) for kind in (None, *GRANULARITIES)
     }
     return _measured(contenders, effort, effort.restarts)
@@ -179,10 +180,8 @@ def _calibrate(count: int) -> None:
 
 
 def _pair(network: Network, size: int, threads: int | None = None) -> dict[str, Builder]:
-    return {
-        name: functools.partial(contender, network, kind, (size,), threads)
-        for name, kind in (("unclamped", None), ("sanitised", "neuron"))
-    }
+    kinds: dict[str, Granularity | None] = {"unclamped": None, "sanitised": "neuron"}
+    return {name: functools.partial(contender, network, kind, (size,), threads) for name, kind in kinds.items()}
 
 
 def _measured(contenders: Mapping[str, Builder], effort: Effort, restarts: int = 0) -> list[Row]:

@@ -1,7 +1,7 @@
 """How cost grows, measured for moments on a small network: what is written, and that both sides go the same way."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +35,9 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class Eagerly:
         def __init__(self, program: Program) -> None:
             self.module = program.module
+
+        def warmup(self, batch_sizes: Sequence[int]) -> None:
+            pass
 
         def __call__(self, x: torch.Tensor) -> object:
             return self.module(x)
