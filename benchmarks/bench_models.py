@@ -14,8 +14,11 @@ import torch._inductor.config as inductor
 from torch import Tensor, nn
 
 from benchmarks.conftest import DEVICE, Measure
-from benchmarks.export import PLAIN, PLAIN_INT8, THREADS, Way, Workshop, openvino_infer, samples
+from benchmarks.export import THREADS, openvino_infer
+from benchmarks.export_files import PLAIN, PLAIN_INT8, Way, Workshop, samples
 from benchmarks.models import available, make, make_bounds
+from benchmarks.roofline import work_of
+from benchmarks.shapes import GPU_BATCHES, layers_of
 from unit_fast.bounds import Bounds
 from unit_fast.export import OnnxRuntimeModel
 from unit_fast.runtime import sanitize
@@ -23,9 +26,9 @@ from unit_fast.runtime.backends import unavailable
 
 ON_GPU = DEVICE.type == "cuda"
 NETWORKS = ("resnet18_32", "resnet50", "vgg16", "mobilenet_v2", "vit_b16", "convnext_t") if ON_GPU else ("resnet18_32",)
-BATCHES = (1, 32, 256) if ON_GPU else (1, 16)
+BATCHES = GPU_BATCHES if ON_GPU else (1, 16)
 DTYPE = torch.float16 if ON_GPU else torch.float32
-MODES = ("default", "reduce-overhead", "max-autotune") if ON_GPU else ("freezing",)
+MODES = ("default", "reduce-overhead", "max-autotune", *(() if ON_GPU else ("freezing",)))
 RUNTIMES = () if ON_GPU else ("onnxruntime", "openvino")
 WAYS = {
     "unclamped fp32": PLAIN,
@@ -59,12 +62,16 @@ def test_model(measure: Measure, network: str, batch: int, provider: str) -> Non
         expected = _sanitised(model, bounds, example, "eager")(x) if clamped else model(x)
         made_file = " in " in provider
         run = _exported(provider, network) if made_file else _provider(provider, model, bounds, example, batch)
+        moved, operations = work_of(layers_of(network), batch, 1 if "int8" in provider else DTYPE.itemsize)
         measure(
             lambda: run(x),
             expected,
             group=f"{network} batch {batch}",
             provider=provider,
             within=WITHIN_INT8 if "int8" in provider else WITHIN,
+            bytes_moved=moved,
+            flops=operations,
+            replay=False,  # several have CUDA graphs of their own
         )
 
 
@@ -73,11 +80,13 @@ def _provider(name: str, model: nn.Module, bounds: Bounds, example: Tensor, batc
     if kind == "unit_fast":
         if way != "auto" and (reason := unavailable(way, DEVICE, DTYPE)) is not None:
             pytest.skip(reason)
-        return _sanitised(model, bounds, example, way).warmup([batch])
-    run: nn.Module = _sanitised(model, bounds, example, "eager") if kind == "sanitised" else model
+        warmed: Callable[[Tensor], Any] = _sanitised(model, bounds, example, way).warmup([batch])
+        return warmed
+    run: Any = _sanitised(model, bounds, example, "eager") if kind == "sanitised" else model
+    graph: Callable[[Tensor], Any] = run.graph_module if kind == "sanitised" else run
     if way == "eager":
-        return run
-    graph = run.graph_module if kind == "sanitised" else run
+        return graph
+    torch._dynamo.reset()  # after eight compilations of one function Dynamo runs it eagerly
     if way == "freezing":
         compiled = torch.compile(graph, dynamic=False)
         # Dynamo asks for it while it traces: as an option of torch.compile it comes too late, and no weight is frozen.
@@ -118,8 +127,8 @@ def _sanitised(model: nn.Module, bounds: Bounds, example: Tensor, backend: str) 
 @cache
 def _network(name: str) -> tuple[nn.Module, Tensor, Bounds]:
     model, example = make(name)
-    model, example = model.to(DEVICE, DTYPE), example.to(DEVICE, DTYPE)
-    if ON_GPU:
-        model = model.to(memory_format=torch.channels_last)
+    place: dict[str, Any] = {"device": DEVICE, "dtype": DTYPE}
+    place |= {"memory_format": torch.channels_last} if ON_GPU else {}
+    model, example = model.to(**place), example.to(**place)
     # On the CPU those of the files, which are fitted to as many images as int8.
     return model, example, make_bounds(model, example if ON_GPU else torch.cat(samples(example)), "neuron")

@@ -29,7 +29,9 @@ MORE_IS_BETTER = (
     *("accuracy", "robust_accuracy", "defence_effectiveness", "agreement", "int8_agreement", "int8_snr_db", "auroc"),
     *("detected", "detected_at_threshold", "bandwidth", "peak", "peaks", "copies", "agreeing"),
 )
-LESS_IS_BETTER = ("median", "seconds", "_ms", "_mib", "error", "attack_success", "false_alarms_at_threshold", "bytes")
+LESS_IS_BETTER = (
+    *("median", "seconds", "_ms", "_mib", "error", "attack_success", "false_alarms_at_threshold", "bytes", "changed"),
+)
 
 Name = tuple[str, ...]
 """What a figure is called, and before it the fields and keys around it."""

@@ -2,7 +2,7 @@
 
     python -m benchmarks.export                       # all parts
     python -m benchmarks.export --part cost,openvino  # some
-    python -m benchmarks.export --part forms --models resnet20_32,vit_32
+    python -m benchmarks.export --part forms,noise --models resnet20_32,vit_32
 
 Parts, each written to ``results/export_PART.json``, row by row:
 
@@ -11,8 +11,12 @@ cost      ONNX Runtime on the CPU, ResNet-18 for images of 32×32: each form by 
 int8      the same net in int8 by granularity, against the int8 net that onnxruntime.quantization makes of the net
           without clamps, and against float32 without clamps
 openvino  the forms that OpenVINO fuses and int8, in OpenVINO, against float32 without clamps
-forms     every network, form and precision: how the sites were clamped, parity and size; or why it is refused. Nothing
-          is timed, so other work beside it does no harm
+forms     every network, form and precision: how the sites were clamped, parity and size; or why it is refused
+noise     networks in int8: by onnxruntime.quantization, and by us with biases corrected and not
+accuracy  backdoored classifiers of traffic signs: accuracy and attack success in torch and from files of each
+          precision, all test images; left out where the evaluation data beside the project is absent
+
+In the last three nothing is timed, so other work beside them does no harm.
 
 Timed are whole calls with two threads, idle threads asleep. Every file has a process of its own; all of them stay
 alive, and bursts of half a second alternate in an order drawn anew each round; then all start anew, twice
@@ -23,35 +27,31 @@ import argparse
 import json
 import logging
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from benchmarks.models import available, make, make_bounds
+from benchmarks.export_accuracy import NOISE, accuracy, noise
+from benchmarks.export_files import PLAIN, PLAIN_INT8, Row, Way, Workshop
+from benchmarks.models import available
 from benchmarks.results_file import RESULTS, write_results
-from unit_fast.bounds import Bounds, Granularity
 from unit_fast.errors import UnitFastError
-from unit_fast.export import ExportReport, OnnxRuntimeModel, export_onnx
+from unit_fast.export import OnnxRuntimeModel
 from unit_fast.export.openvino_model import shared_core
 from unit_fast.timing import Call, Failure, interleaved
 
 _logger = logging.getLogger("benchmarks.export")
 
 NETWORK = "resnet18_32"
-SUITE = ("resnet18_32", "resnet20_32", "vgg_32", "densenet_32", "vit_32", "mobilenet_v2", "efficientnet_lite0")
+SUITE = ("resnet18_32", "resnet20_32", "vgg_32", "densenet_32", "vit_32", "mobilenet_v2_32", "efficientnet_lite0")
 THREADS = 2
 BATCHES = (1, 16)
-SAMPLES, LARGE_SAMPLES = 128, 32  # that bounds and int8 are fitted to; of images above 64×64 fewer, for memory
 
-Row = dict[str, Any]
 Builder = Callable[[], Mapping[str, Call]]
 
 
@@ -64,38 +64,16 @@ class Effort:
         rounds: of bursts of each file and batch size, in every process.
         seconds: of a burst. The slowest call takes 0.15 s, so eighteen bursts of three make fifty.
         restarts: of every process, since one that runs the very same file can be 5 % faster than another.
-        networks: that every form and precision is tried on.
+        networks: of the parts ``forms`` and ``noise``; None for all that each has.
     """
 
     network: str = NETWORK
     rounds: int = 6
     seconds: float = 0.45
     restarts: int = 2
-    networks: Sequence[str] = SUITE
+    networks: Sequence[str] | None = None
 
 
-@dataclass(frozen=True)
-class Way:
-    """A way to write a model.
-
-    Attributes:
-        form: as ``export_onnx`` takes it; "no clamps" for the model as it was.
-        granularity: of the bounds; None without clamps.
-        precision: as ``export_onnx`` takes it.
-        maker: "unit_fast", or who else wrote the file.
-    """
-
-    form: str
-    granularity: Granularity | None
-    precision: str = "fp32"
-    maker: str = "unit_fast"
-
-    def __str__(self) -> str:
-        return " ".join(filter(None, (self.precision, self.form, self.granularity, self.maker)))
-
-
-PLAIN = Way("no clamps", None)
-PLAIN_INT8 = Way("no clamps", None, "int8", "onnxruntime.quantization")
 COST = (
     PLAIN,
     Way("clip", "tensor"),
@@ -135,95 +113,6 @@ FORMS = (
     Way("auto", "channel", "int8"),
     Way("auto", "neuron", "int8"),
 )
-
-
-class Workshop:
-    """Makes the files that are measured, and remembers the networks.
-
-    Args:
-        folder: where the files go.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bounds = cache(self._bounds)
-
-    @staticmethod
-    @cache
-    def network(name: str) -> tuple[nn.Module, Tensor]:
-        """The network and inputs for it."""
-        return make(name)
-
-    def _bounds(self, name: str, granularity: Granularity) -> Bounds:
-        model, example = self.network(name)
-        return make_bounds(model, torch.cat(samples(example)), granularity)
-
-    def export(self, name: str, way: Way, verify: bool = True) -> ExportReport:
-        """Write the network that way.
-
-        Raises:
-            UnitFastError: it cannot be written that way, or is not right.
-        """
-        model, example = self.network(name)
-        bounds = self.bounds(name, way.granularity or "tensor")
-        if way.granularity is None:
-            unlimited = {site: torch.full_like(bound, torch.inf) for site, bound in bounds.items()}
-            bounds = replace(bounds, tensors=unlimited)
-        options: dict[str, Any] = {}
-        if way.precision == "int8":
-            options["calibration_data"] = samples(example)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # which bounds no input reached is in the report
-            return export_onnx(
-                model,
-                bounds,
-                self.folder / f"{name} {way}.onnx",
-                example_input=example,
-                form="auto" if way.granularity is None else way.form,
-                precision=way.precision,
-                verify=verify,
-                **options,
-            )
-
-    def file(self, name: str, way: Way) -> Path:
-        """The file of the network written that way."""
-        if way.maker != "onnxruntime.quantization":
-            return self.export(name, way).path
-        plain, path = self.export(name, PLAIN).path, self.folder / f"{name} {way}.onnx"
-        quantise_plainly(plain, path, samples(self.network(name)[1]))
-        return path
-
-
-def samples(example: Tensor) -> list[Tensor]:
-    """Inputs to fit to, in batches: the example's, then others drawn like it."""
-    generator = torch.Generator().manual_seed(1)
-    count = SAMPLES if example.shape[-1] <= 64 else LARGE_SAMPLES
-    drawn = torch.randn(count - len(example), *example.shape[1:], generator=generator)
-    return list(torch.cat([example, drawn * example.std() + example.mean()]).split(16))
-
-
-def quantise_plainly(plain: Path, path: Path, batches: Sequence[Tensor]) -> None:
-    """int8 by onnxruntime.quantization: QDQ, uint8 activations, int8 weights per channel."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    name = OnnxRuntimeModel(plain).input_names[0]
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # has no types
-        def __init__(self) -> None:
-            self.feeds = iter([{name: batch.numpy()} for batch in batches])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.feeds, None)
-
-    quantize_static(
-        plain,
-        path,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
 
 
 def onnxruntime_calls(path: Path) -> dict[str, Call]:
@@ -311,7 +200,7 @@ def openvino(effort: Effort) -> Iterator[Row]:
 
 def forms(effort: Effort) -> Iterator[Row]:
     """Every network, form and precision: verified, or refused with a reason."""
-    for name in effort.networks:
+    for name in effort.networks or SUITE:
         if (reason := available(name)) is not None:
             _logger.warning("%s is left out: %s", name, reason)
             continue
@@ -331,7 +220,8 @@ def _outcome(workshop: Workshop, name: str, way: Way) -> Row:
         "bytes": report.size,
     }
     if report.parity is not None:
-        row |= {"max_rel_error": report.parity.max_rel, "agreement": report.parity.agreement}
+        row |= {"max_rel_error": report.parity.max_rel, "output_rel_error": report.parity.output_rel}
+        row |= {"agreement": report.parity.agreement}
     if report.accuracy is not None:
         row |= {"int8_agreement": report.accuracy.agreement, "int8_snr_db": report.accuracy.signal_to_noise}
     report.path.unlink()
@@ -343,18 +233,20 @@ PARTS: dict[str, Callable[[Effort], Iterator[Row]]] = {
     "int8": int8,
     "openvino": openvino,
     "forms": forms,
+    "noise": lambda effort: noise(effort.networks or NOISE),
+    "accuracy": lambda _effort: accuracy(),
 }
 
 
 def run(parts: Sequence[str], effort: Effort, folder: Path = RESULTS) -> None:
     """Measure and write ``export_PART.json``, a row at a time; rows of networks that are not measured now stay."""
     for part in parts:
-        measured = effort.networks if part == "forms" else [effort.network]
-        rows = [row for row in _written(part, folder) if row["network"] not in measured]
+        before, rows = _written(part, folder), list[Row]()
         for row in PARTS[part](effort):
             rows.append(row)
             _logger.info("%s: %s", part, row)
-            write_results(f"export_{part}", rows, folder)
+            measured = {row["network"] for row in rows}
+            write_results(f"export_{part}", [row for row in before if row["network"] not in measured] + rows, folder)
 
 
 def _written(part: str, folder: Path) -> list[Row]:
@@ -367,9 +259,9 @@ def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default=",".join(PARTS), help="some of these, commas between; all when omitted")
-    parser.add_argument("--models", default=",".join(SUITE), help="networks of the part forms, commas between")
+    parser.add_argument("--models", help="networks of the parts forms and noise, commas between; all when omitted")
     options = parser.parse_args()
-    parts, networks = options.part.split(","), options.models.split(",")
+    parts, networks = options.part.split(","), options.models.split(",") if options.models else None
     if unknown := sorted(set(parts) - set(PARTS)):
         parser.error(f"there is no part {unknown[0]!r}; the parts are: {', '.join(PARTS)}")
     logging.basicConfig(format="%(asctime)s %(message)s")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.results_file import read_results
+from benchmarks.table_cells import spread
 
 NETWORKS = {
     "resnet18_32": "ResNet-18, 32²",
@@ -11,6 +12,7 @@ NETWORKS = {
     "vgg_32": "VGG (ELU), 32²",
     "densenet_32": "DenseNet, 32²",
     "vit_32": "ViT (GELU), 32²",
+    "mobilenet_v2_32": "MobileNetV2, trained, 32²",
     "mobilenet_v2": "MobileNetV2, 224²",
     "efficientnet_lite0": "EfficientNet-Lite0, real weights, 224²",
 }
@@ -29,7 +31,8 @@ _COLUMNS = {
 
 
 def forms() -> list[list[str]]:
-    """By network and form the largest relative error, or in int8 the agreement; how many sites took the form."""
+    """By network and form the largest relative error (in fp16 the outputs' too), or in int8 the agreement; how many
+    sites took the form."""
     rows = [["network", *_COLUMNS]]
     found = {(row["network"], row["form"], row["granularity"], row["precision"]): row for row in _rows("forms")}
     for network, name in NETWORKS.items():
@@ -45,10 +48,44 @@ def _outcome(row: dict[str, Any] | None, form: str) -> str:
     if "reason" in row:
         return "refused"
     held = f"{row['int8_agreement']:.1%}" if "int8_agreement" in row else f"{row['max_rel_error']:.0e}"
+    if row["precision"] == "fp16" and "output_rel_error" in row:
+        held += f", outputs {row['output_rel_error']:.0e}"
     sites = row["sites"]
     if form != "auto" and set(sites) != {form}:
         held += f" ({sites.get(form, 0)} of {sum(sites.values())} sites)"
     return held
+
+
+SIGNS = {"gtsrb_vgg_badnets_target8": "BadNets patch", "gtsrb_vgg_trojan_wm_target2": "Trojan watermark"}
+
+
+def noise() -> list[list[str]]:
+    """int8 by network and maker: signal to noise of the logits, and the share of predictions that change."""
+    found = {(row["network"], row["maker"]): row for row in _rows("noise")}
+    makers = list(dict.fromkeys(maker for _, maker in found))
+    rows = [["network", *makers]]
+    for network, name in NETWORKS.items():
+        cells = [found.get((network, maker)) for maker in makers]
+        if any(cells):
+            rows.append([name, *map(_noise, cells)])
+    return rows
+
+
+def _noise(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return "refused" if "reason" in row else f"{row['int8_snr_db']:.1f} dB, {row['changed']:.1%}"
+
+
+def accuracy() -> list[list[str]]:
+    """Backdoored networks, sanitised: accuracy and attack success in torch and from every file."""
+    rows = [["network", "bounds per", "file", "accuracy", "attack success", "predictions as in torch", "largest error"]]
+    for row in _rows("accuracy"):
+        figures = [f"{row[figure]:.2%}" for figure in ("accuracy", "attack_success")]
+        agreement = f"{row['agreement']:.2%}" if "agreement" in row else "–"
+        error = f"{row['max_rel_error']:.0e}" if "max_rel_error" in row else "–"
+        rows.append([SIGNS[row["network"]], row["granularity"], row["file"], *figures, agreement, error])
+    return rows
 
 
 def cost() -> list[list[str]]:
@@ -91,7 +128,7 @@ def _by_batch(part: str, figures: dict[str, Callable[[dict[str, Any]], str]]) ->
         cells = []
         for batch in batches:
             row = by_batch[batch]
-            cells.append(f"{row['median_ms']:.2f} ({row['p20_ms']:.2f} to {row['p80_ms']:.2f})")
+            cells.append(spread(row))
             cells += [figure(row) for figure in figures.values()]
         rows.append([*line, *cells])
     return rows
@@ -102,4 +139,11 @@ def _rows(part: str) -> list[dict[str, Any]]:
     return found
 
 
-TABLES = {"export_forms": forms, "export_cost": cost, "export_int8": int8, "export_openvino": openvino}
+TABLES = {
+    "export_forms": forms,
+    "export_accuracy": accuracy,
+    "export_noise": noise,
+    "export_cost": cost,
+    "export_int8": int8,
+    "export_openvino": openvino,
+}

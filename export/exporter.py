@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from unit_fast.errors import BackendUnavailableError
 from unit_fast.export.normalization import MeanAndStd, Normalization
 from unit_fast.export.report import ExportReport
 from unit_fast.export.runtimes import load_runtime
+
+if TYPE_CHECKING:
+    from unit_fast.export.options import Options
 
 
 def export_onnx(
@@ -41,7 +44,8 @@ def export_onnx(
     Args:
         model: the network the bounds were fitted on, in float32.
         bounds: from :func:`unit_fast.calibrate` or :meth:`unit_fast.Bounds.load`.
-        path: the file to write; its folder must exist. A model above 2 GB puts its tensors into ``<path>.data``.
+        path: the file to write; its folder must exist. The tensors of a model above 2 GB go to
+            ``<path>.<digest>.data`` beside it.
         example_input: what the model is called with: a tensor, a tuple, or a dict of keyword arguments. Real samples
             are best, since verification starts from them.
         form: how clamps are written. "clip": one scalar Clip, bounds per tensor only. "min": Min with a constant.
@@ -75,8 +79,34 @@ def export_onnx(
         BackendUnavailableError: onnx, onnxscript or ONNX Runtime are not installed.
         OutputError: the file cannot be written.
     """
+    options = check_options(
+        form=form, target=target, precision=precision, opset=opset, verify=verify, normalization=normalization,
+        weight_bits=weight_bits,
+    )  # fmt: skip
+    from unit_fast.export.pipeline import export
+
+    return export(model, bounds, Path(path), example_input, options, calibration_data)
+
+
+def check_options(
+    *,
+    form: str,
+    target: str,
+    precision: str,
+    opset: int,
+    verify: bool,
+    normalization: Normalization | MeanAndStd | None,
+    weight_bits: int,
+) -> "Options":
+    """What :func:`export_onnx` does with its options before any work, for callers with work of their own to do first.
+
+    Raises:
+        ExportError: there is no such form, target, precision or opset, or they do not go together.
+        BackendUnavailableError: onnx, onnxscript or ONNX Runtime are not installed.
+    """
     try:
-        from unit_fast.export.pipeline import Options, export
+        import unit_fast.export.pipeline  # noqa: F401 - tells what is missing
+        from unit_fast.export.options import Options
     except ImportError as error:
         raise BackendUnavailableError(
             f"the export needs onnx and onnxscript ({error}); install unit_fast[onnxruntime], or unit_fast[onnx] to "
@@ -86,4 +116,4 @@ def export_onnx(
     options.check()
     if verify or precision == "int8":
         load_runtime("onnxruntime")
-    return export(model, bounds, Path(path), example_input, options, calibration_data)
+    return options

@@ -4,8 +4,9 @@ On ordinary inputs a lost clamp passes unnoticed, as clean activations stay belo
 10 and 100 too, every site's activation is an extra output, and none may exceed its bound by a single bit. NaN inputs
 are left out: runtimes differ on Min and Clip of NaN.
 
-The file may differ by the tolerance or by ``ROUNDING`` times what float arithmetic does to the reference itself
-(``reference.py``), whichever is larger, but never by more than ``CEILINGS``.
+The file may differ by the tolerance or by ``ROUNDING`` times what float arithmetic does in torch (``reference.py``),
+whichever is larger, but never by more than ``CEILINGS``: outputs by their largest value, activations by their root mean
+square, since one of a hundred thousand may cancel almost to nothing and be off by much of itself.
 """
 
 import logging
@@ -33,8 +34,12 @@ from unit_fast.export.session import OnnxRuntimeModel
 # Largest difference relative to the largest magnitude in the tensor.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
 ROUNDING = 4.0
-# However badly float32 fares in the reference: a file that is off by more is not the model. 4.7e-5 was the most seen.
+# However badly floats fare in torch: a file that is off by more is not the model. Relative to the largest magnitude of
+# an output, and to the root mean square of an activation. In float16 EfficientNet-Lite0 has 8e-3 and 1.4e-2, in torch
+# as in ONNX Runtime; single activations are off by up to 0.18 of the largest, 0.13 by the rounding of weights alone.
 CEILINGS = {"fp32": 1e-3, "fp16": 5e-2}
+# The same on inputs larger than the example, where float16 cancels more than any data makes it.
+LARGE_CEILINGS = {"fp32": 1e-3, "fp16": 0.5}
 # How many times more may arrive at a clamp than leaves it. Where one rounding in float16 (2⁻¹¹) of what arrives is more
 # than the tolerance of what leaves, two right files differ by more than that; then only bounds are looked at.
 CANCELLING = {"fp32": math.inf, "fp16": TOLERANCES["fp16"] * 2**11}
@@ -149,9 +154,10 @@ class _Comparison:
         self, case: Case, model: _Runner, watched: _Runner, how: str, optimized: bool, runtime: str
     ) -> ParityCheck | None:
         where = f"{case}, {how}"
-        tolerance, ceiling = TOLERANCES[self.precision], CEILINGS[self.precision]
+        tolerance = TOLERANCES[self.precision]
+        ceiling = (LARGE_CEILINGS if case.enlarged else CEILINGS)[self.precision]
         # Sites first, in the order in which they run: the first that differs is where the fault lies.
-        errors = []
+        errors: list[tuple[float, float, float]] = []
         results = _run(watched, case, where)
         for site, name in self.clamped.items():
             _check_bound(site, results[name], self.upper[site], where)
@@ -166,8 +172,11 @@ class _Comparison:
         if not case.compared:
             return None
         results = _run(model, case, where)
-        for name, expected in case.outputs.items():
-            errors.append(_compare(f"output {name}", results[name], expected, tolerance, case.rounding, where, ceiling))
+        of_outputs = [
+            _compare(f"output {name}", results[name], expected, tolerance, case.rounding, where, ceiling)
+            for name, expected in case.outputs.items()
+        ]
+        errors += of_outputs
         return ParityCheck(
             inputs=case.name,
             batch=case.batch,
@@ -176,6 +185,7 @@ class _Comparison:
             max_rel=max(error[1] for error in errors),
             agreement=min(error[2] for error in errors),
             runtime=runtime,
+            output_rel=max((error[1] for error in of_outputs), default=0.0),
         )
 
 
@@ -247,13 +257,26 @@ def _compare(
     scale = expected.abs().max().item()
     absolute = (found - expected).abs().max().item()
     relative = absolute / scale if scale else absolute
-    limit = max(tolerance * scale, min(ROUNDING * rounding.get(what, 0.0), ceiling * scale))
+    inside = what.startswith("site")
+    rounded = ROUNDING * rounding.get(what, 0.0)
+    limit = max(tolerance * scale, rounded if inside else min(rounded, ceiling * scale))
     if not absolute <= limit:
         raise ParityError(
             f"{what}, {where}: differs by {absolute:.3g}, {relative:.3g} of its largest magnitude {scale:.3g}; "
             f"expected at most {limit:.3g}. No file was written"
         )
+    if inside and absolute > tolerance * scale:
+        _check_mean_error(what, found, expected, ceiling, where)
     return absolute, relative, _agreement(what, found, expected, limit, where)
+
+
+def _check_mean_error(what: str, found: Tensor, expected: Tensor, ceiling: float, where: str) -> None:
+    error, size = ((values**2).mean().sqrt().item() for values in (found - expected, expected))
+    if not error <= ceiling * size:
+        raise ParityError(
+            f"{what}, {where}: differs by {error:.3g} in the root mean square, which is {size:.3g} itself; "
+            f"expected at most {ceiling * size:.3g}. No file was written"
+        )
 
 
 def _agreement(what: str, found: Tensor, expected: Tensor, margin: float, where: str) -> float:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from unit_fast.export.flat import FlatGraph, flatten_graph
 from unit_fast.export.fold_normalization import fold_normalisation, normalise
 from unit_fast.export.folding import fold_for, prove_folding
 from unit_fast.export.folding.plan import label
-from unit_fast.export.forms import Clamp, check_choice, choose, lower
+from unit_fast.export.forms import Clamp, choose, lower
 from unit_fast.export.fused import warn_of_unfused
 from unit_fast.export.half import DIVISORS, in_half
-from unit_fast.export.normalization import Normalization
+from unit_fast.export.options import Options
 from unit_fast.export.parity import check_parity
 from unit_fast.export.provenance import describe, sign
 from unit_fast.export.publish import data_name, publish
@@ -46,51 +46,15 @@ from unit_fast.export.quantization import (
 from unit_fast.export.reference import Written
 from unit_fast.export.report import ExportReport, SiteReport
 from unit_fast.export.structure import check_structure
-from unit_fast.export.translate import OPSETS, translate
+from unit_fast.export.translate import translate
 from unit_fast.files import OutputError
 from unit_fast.sites import find_sites, insert_bounds
 
-PRECISIONS = ("fp32", "fp16", "int8")
-INT8_FORMS = ("auto", "min", "folded")
 # Fewer say too little of ranges, and of predictions: of 32, one that changes is 3 %.
 FEWEST_SAMPLES = 32
 # A protobuf message holds at most 2 GiB; some of it is left for what is not tensors.
 EXTERNAL_ABOVE = 2**31 - 2**24
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the caller asked for; see :func:`unit_fast.export.exporter.export_onnx`."""
-
-    form: str
-    precision: str
-    opset: int
-    verify: bool
-    weight_bits: int = 8
-    target: str = "onnxruntime"
-    normalization: Normalization | None = None
-
-    def check(self) -> None:
-        """Raise ExportError for what is not there."""
-        check_choice(self.form, self.target)
-        if self.precision == "int8" and self.form not in INT8_FORMS:
-            raise ExportError(
-                f"form={self.form!r} is not available in int8, where scales and integers clamp; the forms are: "
-                f"{', '.join(INT8_FORMS)}"
-            )
-        if self.precision == "int8" and self.normalization is not None:
-            raise ExportError("normalization is not available in int8, whose calibration data is what the model takes")
-        if self.weight_bits not in (7, 8):
-            raise ExportError(f"weight_bits={self.weight_bits!r} is not available; expected 8 or 7")
-        if self.precision not in PRECISIONS:
-            raise ExportError(
-                f"precision={self.precision!r} is not available; the precisions are: {', '.join(PRECISIONS)}"
-            )
-        if self.opset not in OPSETS:
-            raise ExportError(
-                f"opset={self.opset!r} is not available; expected one from {OPSETS.start} to {OPSETS.stop - 1}"
-            )
 
 
 def export(
@@ -103,6 +67,8 @@ def export(
 ) -> ExportReport:
     """See :func:`unit_fast.export.exporter.export_onnx`; ``options`` have been checked."""
     started = time.perf_counter()
+    require_bounds(bounds)
+    options.check_bounds(bounds)
     with _working_folder(path) as folder, _calibration_samples(options, calibration_data) as samples:
         sanitised = _sanitised_graph(model, bounds, example_input)
         return _write(sanitised, bounds, path, example_input, options, samples, folder, started)
@@ -258,7 +224,6 @@ def _sanitised_graph(
     model: nn.Module | torch.export.ExportedProgram, bounds: Bounds, example_input: Example
 ) -> fx.GraphModule:
     captured = capture(_on_cpu(model), _to_cpu(example_input))
-    require_bounds(bounds)
     bounds.require_model(captured.meta["fingerprint"], find_sites(captured))
     return insert_bounds(captured, {name: bound.cpu() for name, bound in bounds.items()})
 

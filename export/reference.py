@@ -58,6 +58,11 @@ class Case:
     rounding: dict[str, float]
     compared: bool = True
 
+    @property
+    def enlarged(self) -> bool:
+        """Whether the inputs are larger than the example."""
+        return SCALES[self.name] != 1
+
     def __str__(self) -> str:
         return f"{self.name} inputs, batch {self.batch}"
 

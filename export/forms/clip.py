@@ -5,11 +5,23 @@ bound a site. Both limits are given, as initializers: TensorRT's older parsers c
 front goes into the same node, as ONNX Runtime CPU and OpenVINO fuse one Clip into the convolution before it.
 """
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
 from unit_fast.export.forms.form import Clamp, replace_marker, scalar
 from unit_fast.export.translate import SiteBound
+
+
+def shape_refusal(shape: tuple[int, ...]) -> str | None:
+    """Why bounds of that shape cannot be written as Clip; None where they can."""
+    if math.prod(shape) == 1:
+        return None
+    return (
+        f"its bound has the shape {shape}, and Clip takes one number a site; expected tensor granularity: use "
+        'form="folded", "min" or "auto", or calibrate with granularity="tensor"'
+    )
 
 
 class ClipForm:
@@ -19,17 +31,13 @@ class ClipForm:
 
     def refusal(self, marker: ir.Node, site: SiteBound) -> str | None:  # noqa: ARG002 - Form's signature
         """Refuses bounds of more than one value, and negative ones."""
-        if site.bound.size != 1:
-            return (
-                f"its bound has the shape {site.bound.shape}, and Clip takes one number a site; expected tensor "
-                'granularity: use form="folded", "min" or "auto", or calibrate with granularity="tensor"'
-            )
-        if site.bound.item() < 0:
+        refusal = shape_refusal(site.bound.shape)
+        if refusal is None and site.bound.item() < 0:
             return (
                 f"its bound is {site.bound.item():g}, and runtimes differ on a Clip whose maximum lies below what the "
                 'activation gives; use form="min" or "auto"'
             )
-        return None
+        return refusal
 
     def lower(self, marker: ir.Node, site: SiteBound) -> Clamp:
         """Clip(activation, lowest, bound), or one Clip that takes up the Relu or Clip before it."""

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import export as benchmark
-from benchmarks import tables_export
-from benchmarks.export import PLAIN, PLAIN_INT8, Effort, Way
-from tests.export.models import make
+from benchmarks import export_accuracy, export_files, tables_export
+from benchmarks.export import Effort
+from benchmarks.export_files import PLAIN, PLAIN_INT8, Way
+from tests.export.models import bounds_for, make
+from unit_fast.evaluation.triggers import Patch
 from unit_fast.timing import Timing, burst
 
 EFFORT = Effort(network="small", rounds=2, seconds=0.02, restarts=0, networks=("small",))
@@ -18,9 +21,10 @@ EFFORT = Effort(network="small", rounds=2, seconds=0.02, restarts=0, networks=("
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a part; its rows as they stand in the file."""
-    monkeypatch.setattr(benchmark, "make", make)
-    monkeypatch.setattr(benchmark, "available", lambda _name: None)
-    benchmark.Workshop.network.cache_clear()
+    monkeypatch.setattr(export_files, "make", make)
+    for module in (benchmark, export_accuracy):
+        monkeypatch.setattr(module, "available", lambda _name: None)
+    export_files.Workshop.network.cache_clear()
 
     def run(part: str) -> list[dict[str, Any]]:
         benchmark.run([part], EFFORT, tmp_path)
@@ -28,7 +32,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return written
 
     yield run
-    benchmark.Workshop.network.cache_clear()
+    export_files.Workshop.network.cache_clear()
 
 
 @pytest.fixture
@@ -104,6 +108,49 @@ def test_what_is_refused_says_why(rows: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert held["bytes"] > 1000
 
 
+def test_the_noise_of_int8_is_that_of_others_and_ours_with_and_without_corrected_biases(rows: Any) -> None:
+    found = {row["maker"]: row for row in rows("noise")}
+
+    assert list(found) == ["onnxruntime.quantization, no clamps", "unit_fast, biases as they were", "unit_fast"]
+    assert all(row["int8_snr_db"] > 0 and 0 <= row["changed"] <= 1 - row["agreement"] for row in found.values())
+    assert found["unit_fast"]["int8_snr_db"] != found["unit_fast, biases as they were"]["int8_snr_db"]
+
+
+def test_files_are_as_accurate_as_torch(rows: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, images = make("small")
+    images = images.sigmoid()
+    labels = torch.arange(len(images)) % 5
+    monkeypatch.setattr(export_accuracy, "ROOT", tmp_path)
+    monkeypatch.setattr(export_accuracy, "FILES", (("fp32", {}),))
+    signs = export_accuracy.gtsrb
+    monkeypatch.setattr(signs, "UNDEFENDED", {"net": (None, None)})
+    monkeypatch.setattr(signs, "load_model", lambda _name: model)
+    monkeypatch.setattr(signs, "load_images", lambda _split: (images, labels))
+    monkeypatch.setattr(signs, "trigger_of", lambda _name: (Patch(size=2, row=0, col=0, value=1.0), 0))
+    monkeypatch.setattr(
+        export_accuracy.uf, "calibrate", lambda model, _data, granularity: bounds_for(model, images, granularity)
+    )
+
+    found = rows("accuracy")
+
+    assert [(row["granularity"], row["file"]) for row in found] == [
+        (granularity, file) for granularity in ("neuron", "channel") for file in ("none, in torch", "fp32")
+    ]
+    for torch_, file in (found[:2], found[2:]):
+        assert (file["accuracy"], file["attack_success"]) == (torch_["accuracy"], torch_["attack_success"])
+        assert file["agreement"] == 1.0
+        assert 0 < file["max_rel_error"] < 1e-3
+
+
+def test_without_the_evaluation_data_the_part_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export_accuracy, "ROOT", tmp_path / "absent")
+        benchmark.run(["accuracy"], EFFORT, tmp_path)
+
+    assert "the evaluation data beside the project is absent" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_of_other_networks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(benchmark.PARTS, "forms", lambda effort: iter({"network": n} for n in effort.networks))
     for networks in (("a", "b"), ("b", "c")):
@@ -123,6 +170,15 @@ def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> No
             row("vit_32", "folded", "tensor", "fp32", sites={"min": 4}, max_rel_error=4e-6),
             row("vit_32", "auto", "channel", "int8", sites={"scale": 4}, max_rel_error=1e-6, int8_agreement=0.992),
             row("vit_32", "auto", "neuron", "int8", error="ExportError", reason="because"),
+            row("vit_32", "auto", "neuron", "fp16", sites={"min": 4}, max_rel_error=2e-2, output_rel_error=3e-3),
+        ],
+        "noise": [
+            {"network": "vit_32", "maker": "theirs", "int8_snr_db": 17.04, "changed": 0.0312},
+            {"network": "vit_32", "maker": "ours", "error": "ExportError", "reason": "because"},
+        ],
+        "accuracy": [
+            {"network": "gtsrb_vgg_badnets_target8", "granularity": "neuron", "file": "int8"}
+            | {"accuracy": 0.9725, "attack_success": 0.0021, "agreement": 0.99875},
         ],
         "cost": [
             row("n", "min", "neuron", "fp32", maker="unit_fast", batch=batch, median_ms=2.0, p20_ms=1.9, p80_ms=2.2)
@@ -139,4 +195,7 @@ def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> No
     assert by_head["`folded`, tensor"] == "4e-06 (0 of 4 sites)"
     assert by_head["int8, channel"] == "99.2%"
     assert by_head["int8, neuron"] == "refused"
+    assert by_head["fp16, neuron"] == "2e-02, outputs 3e-03"
+    assert tables_export.noise() == [["network", "theirs", "ours"], ["ViT (GELU), 32²", "17.0 dB, 3.1%", "refused"]]
+    assert tables_export.accuracy()[1] == ["BadNets patch", "neuron", "int8", "97.25%", "0.21%", "99.88%", "–"]
     assert tables_export.cost()[1] == ["fp32", "min", "neuron", *["2.00 (1.90 to 2.20)", "1.08×"] * 2]

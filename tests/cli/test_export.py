@@ -124,6 +124,30 @@ def test_mistakes_are_one_line_and_2_and_leave_no_file(
     Bounds.load(bounds)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["--opset", "7"], "opset=7 is not available", id="opset"),
+        pytest.param(["--target", "toaster"], "target='toaster' is unknown", id="target"),
+        pytest.param(["--form", "clip", "--dtype", "int8"], "form='clip' is not available in int8", id="together"),
+        pytest.param(["--form", "clip"], "expected tensor granularity", id="bounds"),
+        pytest.param(["--dtype", "int8"], "--dtype int8 is fitted to data", id="int8-without-data"),
+        pytest.param(
+            ["--mean", "0", "--std", "0", "--fold-normalization"],
+            "--std 0: expected numbers above 0",
+            id="normalisation",
+        ),
+    ],
+)
+def test_options_are_looked_at_before_the_model(bounds: Path, unit_fast, arguments: list[str], says: str) -> None:
+    result = unit_fast("export", "-m", "absent.pt2", "-b", bounds, "--input-shape", "1x8x8", *arguments)
+
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1, "nothing is said of work that was begun"
+    assert not result.stdout
+
+
 def test_an_input_that_nobody_names(bounds: Path, unit_fast) -> None:
     result = unit_fast("export", "-m", "nets:net", "--weights", "weights.pth", "-b", bounds)
 

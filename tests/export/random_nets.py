@@ -37,6 +37,24 @@ class DrawnNet:
     head: str
 
 
+# With every kind of join that scales have to cross.
+JOINED = DrawnNet(
+    (
+        ("plain", "relu", "concat"),
+        ("grouped", "relu6", "conv_skip"),
+        ("shared", "relu", "split"),
+        ("shared", "relu", "pad"),
+    ),
+    "flatten",
+)
+# A residual block, and behind the last activation a difference from what came in, or an upsampling.
+RESIDUAL, UPSAMPLED = (
+    DrawnNet((("plain", "relu", "chain"), ("depthwise", "relu", "identity"), ("transposed", "relu", join)), "norm")
+    for join in ("twice", "upsample")
+)
+CURVED = DrawnNet((("no_bias", "elu", "max_pool"), ("plain", "leaky", "avg_pool")), "mean")
+
+
 @dataclass(frozen=True)
 class DrawnBounds:
     """Bounds that half bind, but for every second value of some sites, which is at an edge."""

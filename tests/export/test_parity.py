@@ -182,6 +182,25 @@ def test_no_rounding_of_the_reference_excuses_more_than_the_ceiling() -> None:
     _compare("output y", expected + 2 * CEILINGS["fp32"] * 0.99, expected, 1e-5, {"output y": 1.0}, "here")
 
 
+def test_activations_may_be_off_singly_by_what_torch_rounds_but_not_on_the_whole() -> None:
+    expected = torch.ones(1, 1000)
+    rounding = {"site relu": 0.05}
+    ceiling = CEILINGS["fp16"]
+    single, all_over = expected.clone(), expected + ceiling * 1.01
+    single[0, 3] += 0.19
+
+    _, relative, _ = _compare("site relu", single, expected, 1e-2, rounding, "here", ceiling)
+
+    assert relative == pytest.approx(0.19)
+    with pytest.raises(ParityError, match=r"site relu, here: differs by 0\.0505 in the root mean square"):
+        _compare("site relu", all_over, expected, 1e-2, rounding, "here", ceiling)
+    single[0, 3] = 1 + ROUNDING * 0.05 * 1.01
+    with pytest.raises(ParityError, match=r"site relu, here: differs by 0\.202.*expected at most 0\.2"):
+        _compare("site relu", single, expected, 1e-2, rounding, "here", ceiling)
+    with pytest.raises(ParityError, match=r"output y, here: differs by 0\.19.*expected at most 0\.05"):
+        _compare("output y", expected + 0.19, expected, 1e-2, {"output y": 0.05}, "here", ceiling)
+
+
 def test_the_reference_is_left_as_it_was(tmp_path: Path) -> None:
     graph = reference(SMALL)
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}

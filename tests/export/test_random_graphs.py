@@ -5,28 +5,16 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.export.random_nets import DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
+from tests.export.random_nets import JOINED, RESIDUAL, DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
 from unit_fast.export import OnnxRuntimeModel
-from unit_fast.export.pipeline import Options, export_graph
+from unit_fast.export.options import Options
+from unit_fast.export.pipeline import export_graph
 from unit_fast.sites import copy_graph, insert_bounds
 
 FORMS = [
     ("auto", "onnxruntime"), ("auto", "openvino"), ("auto", "tflite"), ("folded", "generic"), ("mul_clip", "generic"),
     ("min", "generic"),
 ]  # fmt: skip
-# One with every kind of join that scales have to cross, and one that repeats a residual block.
-JOINED = DrawnNet(
-    (
-        ("plain", "relu", "concat"),
-        ("grouped", "relu6", "conv_skip"),
-        ("shared", "relu", "split"),
-        ("shared", "relu", "pad"),
-    ),
-    "flatten",
-)
-RESIDUAL = DrawnNet(
-    (("plain", "relu", "chain"), ("depthwise", "relu", "identity"), ("transposed", "relu", "twice")), "norm"
-)
 
 
 @pytest.mark.filterwarnings("ignore::unit_fast.export.errors.SaturationWarning")  # 1e30 is out of reach

@@ -149,28 +149,28 @@ def export(
     from unit_fast.cli.example import example_input
     from unit_fast.cli.models import check_runs, load_model
     from unit_fast.export import export_onnx
+    from unit_fast.export.exporter import check_options
 
+    wanted: dict[str, Any] = {
+        "form": form,
+        "target": target,
+        "precision": precision,
+        "opset": opset,
+        "verify": verify,
+        "normalization": _normalization(mean, std) if fold_normalization else None,
+        "weight_bits": weight_bits,
+    }
+    checked = check_options(**wanted)
+    calibration_data = _calibration_data(precision, data, size, mean, std)
     with terminal.warnings_as_notes(), _destination(output, layout) as file:
         config = server_options(server, output, new_version) if layout is Layout.TRITON else None
         learned = Bounds.load(bounds)
+        checked.check_bounds(learned)
         loaded = load_model(model, weights, model_args)
         example = example_input(loaded, data, input_shape, size, mean, std)
         check_runs(loaded, example)
         terminal.note("exporting and verifying" if verify else "exporting")
-        report = export_onnx(
-            loaded,
-            learned,
-            file,
-            example_input=example,
-            form=form,
-            target=target,
-            precision=precision,
-            opset=opset,
-            verify=verify,
-            normalization=_normalization(mean, std) if fold_normalization else None,
-            calibration_data=_calibration_data(precision, data, size, mean, std),
-            weight_bits=weight_bits,
-        )
+        report = export_onnx(loaded, learned, file, example_input=example, calibration_data=calibration_data, **wanted)
         if layout is Layout.TRITON:
             report = place(report, output, config, new_version)
         terminal.show(report)

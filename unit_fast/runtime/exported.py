@@ -61,7 +61,8 @@ def exported(program: Program, target: str, calibration_data: Iterable[Any] | No
         DataError: of int8: the samples are missing or unusable.
         ParityError: of int8: it changes too many predictions.
     """
-    from unit_fast.export.pipeline import Options, export_graph
+    from unit_fast.export.options import Options
+    from unit_fast.export.pipeline import export_graph
 
     _logger.info("exporting the sanitised graph for %s", target)
     options = Options("auto", "fp32" if calibration_data is None else "int8", 20, verify=False, target=target)

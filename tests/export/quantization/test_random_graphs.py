@@ -12,26 +12,23 @@ from onnx import helper
 from torch import Tensor
 
 from tests.export.eight_bits import EightBits
-from tests.export.random_nets import DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
+from tests.export.random_nets import (
+    CURVED,
+    JOINED,
+    UPSAMPLED,
+    DrawnBounds,
+    DrawnNet,
+    RandomCase,
+    drawn_bounds,
+    drawn_nets,
+)
 from unit_fast.errors import ParityError
 from unit_fast.export import OnnxRuntimeModel
 from unit_fast.export.flat import in_dtype
-from unit_fast.export.pipeline import Options, export_graph
+from unit_fast.export.options import Options
+from unit_fast.export.pipeline import export_graph
 from unit_fast.sites import copy_graph, insert_bounds
 
-JOINED = DrawnNet(
-    (
-        ("plain", "relu", "concat"),
-        ("grouped", "relu6", "conv_skip"),
-        ("shared", "relu", "split"),
-        ("shared", "relu", "pad"),
-    ),
-    "flatten",
-)
-RESIDUAL = DrawnNet(
-    (("plain", "relu", "chain"), ("depthwise", "relu", "identity"), ("transposed", "relu", "upsample")), "norm"
-)
-CURVED = DrawnNet((("no_bias", "elu", "max_pool"), ("plain", "leaky", "avg_pool")), "mean")
 # The export may round where the simulation does not (before an activation that is no clamp), fold for a decibel less,
 # and take a bound for the end of its steps that lies up to twice above what the data reaches.
 FACTOR = 4.0
@@ -48,7 +45,7 @@ SIGNAL = 10**2.0 * FACTOR
 )  # fmt: skip
 @given(net=drawn_nets(), bounds=drawn_bounds(), form=st.sampled_from(["auto", "min", "folded"]))
 @example(net=JOINED, bounds=DrawnBounds("channel", (None, 0.0, None, 1e-40)), form="auto")
-@example(net=RESIDUAL, bounds=DrawnBounds("neuron", (None, math.inf, -0.2, None)), form="auto")
+@example(net=UPSAMPLED, bounds=DrawnBounds("neuron", (None, math.inf, -0.2, None)), form="auto")
 @example(net=CURVED, bounds=DrawnBounds("channel", (None, 0.3, None, None)), form="auto")
 def test_random_graphs_in_int8_are_as_good_as_eight_bits(
     net: DrawnNet, bounds: DrawnBounds, form: str, tmp_path_factory: pytest.TempPathFactory
