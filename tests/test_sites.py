@@ -128,6 +128,10 @@ def test_filters(captured, include, exclude, expected):
 def test_filters_that_leave_nothing_name_the_sites(captured):
     with pytest.raises(uf.CaptureError, match=r"leave no site; the sites are: relu, blocks\.0\.relu"):
         find_sites(captured, include="layer1.*")
+    with pytest.raises(
+        uf.CaptureError, match=r"'block\.\*' in include or exclude matches no site; the sites are: relu"
+    ):
+        find_sites(captured, exclude=["*.relu", "block.*"])
 
 
 def sanitised_by_hand(model: SmallResNet, x: Tensor, bound: float) -> Tensor:

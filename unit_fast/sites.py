@@ -120,7 +120,7 @@ def find_sites(
         exclude: glob patterns; sites that match one are dropped.
 
     Raises:
-        CaptureError: there is no site, or the filters leave none; names the sites there are.
+        CaptureError: there is no site, the filters leave none, or a pattern matches none; names the sites there are.
     """
     nodes = list(module.graph.nodes)
     leaves = _parameterless_leaves(nodes)
@@ -299,9 +299,12 @@ def _filtered(
         if any(fnmatchcase(site.name, pattern) for pattern in wanted)
         and not any(fnmatchcase(site.name, pattern) for pattern in unwanted)
     )
+    names = ", ".join(site.name for site in sites)
     if not kept:
-        names = ", ".join(site.name for site in sites)
         raise CaptureError(f"include={include!r} and exclude={exclude!r} leave no site; the sites are: {names}")
+    for pattern in (*wanted, *unwanted):
+        if not any(fnmatchcase(site.name, pattern) for site in sites):
+            raise CaptureError(f"{pattern!r} in include or exclude matches no site; the sites are: {names}")
     return kept
 
 
