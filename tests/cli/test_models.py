@@ -87,6 +87,8 @@ def test_archive_runs_at_any_batch_size(here: Path) -> None:
     ("spec", "arguments", "says"),
     [
         pytest.param("nets", "{}", "expected FILE.pt2, timm:NAME or package.module:factory", id="no-factory"),
+        pytest.param("nets.py:small", "{}", "name of a module and no path, such as nets:small", id="file"),
+        pytest.param("./deep/nets:small", "{}", "no path, such as deep.nets:small", id="path"),
         pytest.param("absent:small", "{}", "cannot import absent.*run from the folder", id="no-module"),
         pytest.param("nets:absent", "{}", "has no attribute 'absent'", id="no-attribute"),
         pytest.param("faulty:net", "{}", "importing faulty raised ZeroDivisionError", id="module-that-raises"),
@@ -99,7 +101,6 @@ def test_archive_runs_at_any_batch_size(here: Path) -> None:
         pytest.param("nets:made", '{"width": 3}', "takes no --model-args", id="module-with-arguments"),
         pytest.param("model.pt2", "{}", "there is no such file", id="no-archive"),
         pytest.param("absent.pth", "{}", "there is no such file", id="no-file"),
-        pytest.param("timm:resnet18", "{}", "has no weights; give --weights", id="timm-without-weights"),
     ],
 )
 def test_what_cannot_be_loaded_is_said(spec: str, arguments: str, says: str) -> None:
@@ -112,6 +113,7 @@ def test_what_cannot_be_loaded_is_said(spec: str, arguments: str, says: str) -> 
     [
         ("weights.pth", r"holds weights but not the network.*--weights weights.pth"),
         ("model.onnx", "is an ONNX file"),
+        ("net.py", "is Python code; name what makes the network in it: --model net:FACTORY"),
     ],
 )
 def test_a_file_that_is_no_model_is_said(here: Path, name: str, says: str) -> None:
@@ -145,6 +147,8 @@ def test_timm_model_with_weights(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     assert isinstance(model, nn.Module)
     assert torch.equal(model(torch.ones(1, 12)), torch.full((1, 2), 12.0))
+    with pytest.raises(ModelError, match="has no weights; give --weights"):
+        load_model("timm:tiny")
     monkeypatch.delitem(sys.modules, "timm", raising=False)
 
 
@@ -160,5 +164,6 @@ def test_timm_that_does_not_import(here: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.syspath_prepend(here)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
 
-    with pytest.raises(ModelError, match=says):
-        load_model("timm:tiny", weights=here / "weights.pth")
+    for weights in (here / "weights.pth", None):
+        with pytest.raises(ModelError, match=says):
+            load_model("timm:tiny", weights=weights)

@@ -99,6 +99,8 @@ def _parse_arguments(text: str) -> dict[str, Any]:
 def _not_a_model(spec: str) -> str:
     if not Path(spec).exists():
         return f"--model {spec}: there is no such file, and it is no package.module:factory either"
+    if Path(spec).suffix == ".py":
+        return f"--model {spec} is Python code; name what makes the network in it: --model {_dotted(spec)}:FACTORY"
     if Path(spec).suffix == ".onnx":
         return f"--model {spec} is an ONNX file; unit_fast starts from the PyTorch model it came from"
     return (
@@ -116,11 +118,6 @@ def _archive_on(program: torch.export.ExportedProgram, device: torch.device) -> 
 
 
 def _timm_model(spec: str, arguments: dict[str, Any], weights: Path | None) -> nn.Module:
-    if weights is None and not arguments.get("pretrained"):
-        raise ModelError(
-            f"--model {spec} has no weights; give --weights FILE, or let timm fetch its own with "
-            "--model-args '{\"pretrained\": true}'"
-        )
     try:
         import timm
     except ImportError as error:
@@ -128,6 +125,11 @@ def _timm_model(spec: str, arguments: dict[str, Any], weights: Path | None) -> n
     except RuntimeError as error:
         # timm imports torchvision, whose compiled part refuses a torch it was not built for.
         raise ModelError(f"--model {spec}: timm does not load here: {error}; match torchvision to torch") from error
+    if weights is None and not arguments.get("pretrained"):
+        raise ModelError(
+            f"--model {spec} has no weights; give --weights FILE, or let timm fetch its own with "
+            "--model-args '{\"pretrained\": true}'"
+        )
     return _called(spec, timm.create_model, {"model_name": spec.removeprefix("timm:"), **arguments})
 
 
@@ -135,6 +137,11 @@ def _call_factory(spec: str, arguments: dict[str, Any]) -> nn.Module:
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise ModelError(f"--model {spec}: expected FILE.pt2, timm:NAME or package.module:factory")
+    if module_name != _dotted(module_name):
+        raise ModelError(
+            f"--model {spec}: expected the name of a module and no path, such as {_dotted(module_name)}:{attribute}; "
+            "run from the folder that holds it"
+        )
     try:
         make_here_importable()
         found = importlib.import_module(module_name)
@@ -156,6 +163,11 @@ def _call_factory(spec: str, arguments: dict[str, Any]) -> nn.Module:
     if not callable(found):
         raise ModelError(f"--model {spec}: expected a function that returns a torch.nn.Module, found {_kind(found)}")
     return _called(spec, found, arguments)
+
+
+def _dotted(path: str) -> str:
+    """The name of the module in a file of Python code."""
+    return ".".join(part for part in Path(path.removesuffix(".py")).parts if part not in ("/", ".."))
 
 
 def _called(spec: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:
