@@ -183,6 +183,20 @@ class BranchOnBatch(nn.Module):
         return 2 * F.relu(x) if self.condition(x.shape[0]) else F.relu(x)
 
 
+class OneIsSpecial(nn.Module):
+    """A single sample comes out a little larger."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x) * (1.02 if x.shape[0] == 1 else 1.0)
+
+
+class Forgetful(nn.Module):
+    """Drops values whatever the mode, as F.dropout does by default."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(F.relu(x))
+
+
 class Cond(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cond(x.sum() > 0, lambda t: F.relu(t), lambda t: -t, (x,))
@@ -199,6 +213,8 @@ class Cond(nn.Module):
         (BranchOnBatch(lambda n: n % 2 == 0), r"only where \(x.shape\[0\] % 2\) == 0"),
         (BranchOnBatch(lambda n: n == 7), r"only where x.shape\[0\] != 7"),
         (BranchOnBatch(lambda n: n == 1), r"something else for a single sample"),
+        (OneIsSpecial(), r"something else for a single sample"),
+        (Forgetful(), r"dropout.default in the model itself is in training mode.*pass training=self.training"),
         (Cond(), r"operator cond .*graph of its own"),
         (SmallResNet().stem.weight, r"is a Parameter; expected a torch.nn.Module"),
     ],
@@ -211,6 +227,8 @@ class Cond(nn.Module):
         "even batch",
         "batch of 7",
         "batch of 1",
+        "batch of 1, a little",
+        "dropout left on",
         "cond",
         "no module",
     ],
@@ -218,6 +236,29 @@ class Cond(nn.Module):
 def test_what_has_no_plain_graph_is_named(model, message):
     with pytest.raises(uf.CaptureError, match=message):
         capture(model, images(2))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.head = nn.LSTM(24, 6, num_layers=2, dropout=0.5, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 8, 8) -> (N, 3)
+        y, _ = self.rows(x.transpose(1, 2).flatten(2))
+        return self.head(F.relu(y[:, -1]))
+
+
+def test_layers_that_are_random_only_while_they_train_are_taken():
+    model = Recurrent().eval()
+    captured = capture(model, images(2))
+    torch.testing.assert_close(captured(images(5)), model(images(5)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_what_torch_fuses_when_it_runs_eagerly_may_round_otherwise(dtype):
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 3).to(dtype).eval(), torch.randn(2, 10, 32, dtype=dtype)
+    capture(model, x)
 
 
 class Weighted(nn.Module):

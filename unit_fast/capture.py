@@ -30,7 +30,11 @@ Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 ONE_AT_A_TIME = threading.RLock()
 
 # Tagged as random, but not so with the arguments that evaluation gives them; dropout is checked on its own.
-_QUIET = re.compile(r"aten\.(\w*dropout|rrelu|\w*scaled_dot_product\w*)\b")
+_QUIET = re.compile(r"aten\.(\w*dropout|rrelu|\w*scaled_dot_product\w*|lstm|gru|rnn_tanh|rnn_relu)\b")
+
+# Largest difference relative to the largest output. The graph runs the module's own operators; what torch fuses when it
+# runs eagerly, such as attention, rounds otherwise: 3e-7 was seen in float32, 2e-3 in float16, 9e-3 in bfloat16.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def capture(model: nn.Module | torch.export.ExportedProgram, example_input: Example) -> fx.GraphModule:
@@ -223,7 +227,7 @@ def _require_same_for_one_sample(
 
 
 def _alike(found: Any, expected: Any) -> bool:
-    """Whether two outputs are the same but for rounding, of which wide networks in half precision have much."""
+    """Whether two outputs are the same but for rounding."""
     if not isinstance(expected, Tensor):
         return bool(found == expected)
     if not expected.is_floating_point():  # topk and argmax may break ties differently
@@ -232,7 +236,8 @@ def _alike(found: Any, expected: Any) -> bool:
     largest = float(finite.max()) if finite.numel() else 1.0
     if found.shape != expected.shape:
         return False
-    close: bool = torch.allclose(found, expected, rtol=0, atol=0.05 * largest, equal_nan=True)
+    allowed = _ROUNDING.get(expected.dtype, 5e-2) * largest
+    close: bool = torch.allclose(found, expected, rtol=0, atol=allowed, equal_nan=True)
     return close
 
 
@@ -243,8 +248,8 @@ def _fixed_batch_error(name: str, size: int, *, several: bool = False) -> Captur
         f"such as {size + 1}"
     )
     return CaptureError(
-        f"the model fixes the batch size of {name} to {size}, perhaps by a reshape that names it; let it follow the "
-        f"input (x.shape[0] or flatten(1)) so that any batch can be served{by_chance if several else ''}"
+        f"the model fixes the batch size of {name} to {size}, perhaps by a reshape that names it, or by len(x); let it "
+        f"follow the input (x.shape[0] or flatten(1)) so that any batch can be served{by_chance if several else ''}"
     )
 
 
@@ -326,7 +331,8 @@ def _reject_unsupported(captured: fx.GraphModule) -> None:
             and node.args[-1] is True
         ):
             raise CaptureError(
-                f"the operator {node.target}{place} is in training mode; call model.eval() before torch.export"
+                f"the operator {node.target}{place} is in training mode; call model.eval() before torch.export, and "
+                "pass training=self.training to functions such as F.dropout"
             )
 
 
