@@ -37,6 +37,20 @@ def test_what_fails_without_a_crash_is_left_to_others(product: Path, monkeypatch
     crash.require_survival(product)
 
 
+def test_a_process_that_is_ended_from_outside_did_not_crash(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crash, "_LOAD", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")  # as without memory
+    crash.require_survival(product)
+
+
+def test_a_file_that_takes_too_long_is_left_to_others(
+    product: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(crash, "_LOAD", "import time; time.sleep(60)")
+    monkeypatch.setattr(crash, "_SECONDS", 0.1)
+    crash.require_survival(product)
+    assert "whether it would crash is not known" in caplog.text
+
+
 def test_files_without_what_crashes_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [])
