@@ -18,7 +18,7 @@ SETTINGS = ("batch", "side", "width", "threads", "images", "tolerance")
 LEFT_OUT = (
     *("seed", "calls", "processes", "samples", "calls_a_sample", "published_steps_timed", "operand_sets"),
     *("complete", "machine", "planned", "done", "cases", "problems", "reason", "failure", "candidate", "configuration"),
-    *("ratio", "ratios", "int8_ratio", "speed", "share_of_roofline", "fused_faster_than", "simulated_over_measured"),
+    *("ratio", "ratios", "int8_ratio", "speed", "share_of_roofline", "fused_faster_than"),
     *("images_per_second", "samples_per_second", "flops", "memory_bound", "roofline_microseconds", "smi"),
 )
 SPREAD = ("median", "p20", "p80")
@@ -157,7 +157,8 @@ def _walked(value: Any, path: Name) -> Iterator[tuple[Name, Figure]]:
             yield from _walked(content, path if isinstance(content, dict) else (*path, str(place)))
     elif isinstance(value, dict):
         value = {name: content for name, content in value.items() if name not in LEFT_OUT}
-        own = [name for name, content in sorted(value.items()) if name in SETTINGS or isinstance(content, str | bool)]
+        plain = {name: content for name, content in value.items() if not isinstance(content, list | dict)}
+        own = [name for name, content in sorted(plain.items()) if name in SETTINGS or isinstance(content, str | bool)]
         path = (*path, *(f"{name}={value[name]}" for name in own))
         for unit in ("_ms", ""):
             names = [f"{name}{unit}" for name in SPREAD]

@@ -72,19 +72,14 @@ def simulated() -> Table:
 def simulated_cpu() -> Table:
     """The roofline's time beside the measured one, where it can be checked."""
     rows = read_results("simulation")["cpu"]["rows"]
-    return [
-        ["network", "batch", "simulated, ms", "measured, ms", "simulated over measured"],
-        *(
-            [
-                row["provider"],
-                str(row["batch"]),
-                f"{row['simulated_ms']:.2f}",
-                f"{row['measured_ms']:.2f}",
-                f"{row['simulated_over_measured']:.2f}",
-            ]
-            for row in rows
-        ),
-    ]
+    simulated = {(row["provider"], row["batch"]): row["simulated_ms"] for row in rows}
+    table = [["network", "batch", "simulated, ms", "measured, ms", "simulated over measured"]]
+    for row in read_results("scaling_batch"):
+        least, measured = simulated.get((row["provider"], row["batch"])), row["median_ms"]
+        if least is not None:
+            cells = [f"{least:.2f}", f"{measured:.2f}", f"{least / measured:.2f}"]
+            table.append([row["provider"], str(row["batch"]), *cells])
+    return table
 
 
 def _pairs(part: str, keys: str | tuple[str, ...], heading: str) -> Table:

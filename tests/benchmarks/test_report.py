@@ -50,8 +50,7 @@ RESULTS: dict[str, Any] = {
         ],
         "cpu": {
             "rows": [
-                {"provider": "sanitised", "batch": 8, "simulated_ms": 1.0}
-                | {"measured_ms": 4.0, "simulated_over_measured": 0.25}
+                {"provider": "sanitised", "batch": 2, "simulated_ms": 1.0},
             ]
         },
     },
@@ -98,7 +97,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("scaling_granularity", 4, ["neuron", "5.00 (4.50 to 5.50)", "2.50×"]),
         ("scaling_images", 2, ["1,000", "10", "300"]),
         ("simulated", 1, ["net", "8", "2.000", "1.50×", "1.50×", "1.50×"]),
-        ("simulated_cpu", 1, ["sanitised", "8", "1.00", "4.00", "0.25"]),
+        ("simulated_cpu", 1, ["sanitised", "2", "1.00", "3.00", "0.33"]),
         (
             "layers_cpu",
             1,
