@@ -19,7 +19,7 @@ def insert_quantizers(
     placement: Placement,
     quantizers: Mapping[ir.Value, Quantizer],
     bits: int,
-    means: Mapping[ir.Value, Float64],
+    means: Mapping[ir.Node, Float64],
 ) -> None:
     """Rewrite ``graph`` in place.
 
@@ -28,12 +28,12 @@ def insert_quantizers(
         placement: where to quantise.
         quantizers: of every spot, by its value.
         bits: of weights, 8 or 7.
-        means: of what layers read, by channel, (C,); biases take back what rounded weights add to it on average.
+        means: of what each layer reads, by channel, (C,); biases take back what rounded weights add to it on average.
     """
     weights: dict[tuple[ir.Value, str], ir.Value] = {}
     for node in placement.weighted:
         source = data_input(node)
-        _quantise_constants(graph, node, quantizers[source], bits, means.get(source), weights)
+        _quantise_constants(graph, node, quantizers[source], bits, means.get(node), weights)
     results: dict[ir.Value, ir.Value] = {}
     for spot in placement.spots:
         # What stood before a Relu may have been quantised for its other readers.

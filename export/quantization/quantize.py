@@ -94,11 +94,12 @@ def convert(
     aliases = pool_means(model.graph)
     placement = place(model.graph, bounds)
     own = [spot for spot in placement.spots if not spot.same_as]
-    read = {data_input(node): 1 if node.op_type == "Conv" else -1 for node in placement.weighted}
-    names = {value: aliases.get(value.name or "", value.name or "") for value in (*(spot.value for spot in own), *read)}
+    read = {node: (data_input(node), 1 if node.op_type == "Conv" else -1) for node in placement.weighted}
+    values = (*(spot.value for spot in own), *(value for value, _ in read.values()))
+    names = {value: aliases.get(value.name or "", value.name or "") for value in values}
     watched = plain.with_name("watched.onnx")
     ranges = collect_ranges(plain, [names[spot.value] for spot in own], samples, watched)
-    means = collect_means(plain, {names[value]: axis for value, axis in read.items()}, samples, watched)
+    means = collect_means(plain, {(names[value], axis) for value, axis in read.values()}, samples, watched)
     seen = {spot.value: ranges[names[spot.value]] for spot in own}
     quantizers = _quantizers(placement, seen, model.opset_imports[""])
     described = {clamp.site: clamp for clamp in clamps}
@@ -112,7 +113,8 @@ def convert(
         for spot in own
         if spot.site is not None
     )
-    insert_quantizers(model.graph, placement, quantizers, bits, {value: means[names[value]] for value in read})
+    inputs = {node: means[names[value], axis] for node, (value, axis) in read.items()}
+    insert_quantizers(model.graph, placement, quantizers, bits, inputs)
     return made
 
 

@@ -1,6 +1,6 @@
 """What every tensor's values range over on calibration data, read from the float32 file a mini-batch at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,30 +55,33 @@ def collect_ranges(plain: Path, names: Sequence[str], samples: SampleStore, watc
     return {name: Range(lower[name], upper[name]) for name in names}
 
 
-def collect_means(plain: Path, axes: Mapping[str, int], samples: SampleStore, watched: Path) -> dict[str, Float64]:
+def collect_means(
+    plain: Path, wanted: Collection[tuple[str, int]], samples: SampleStore, watched: Path
+) -> dict[tuple[str, int], Float64]:
     """The mean of tensors by channel, over all samples and positions.
 
     Args:
         plain: an exported float32 file.
-        axes: by name of a tensor, which of its axes are channels.
+        wanted: names of tensors, each with which of its axes are channels: layers may read one along several.
         samples: the calibration set.
         watched: where a copy of the file that gives out the means goes.
     """
     found = onnx.load(plain, load_external_data=False)
     known = [*found.graph.input, *found.graph.value_info, *found.graph.output]
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
-    for name, axis in axes.items():
+    results = {(name, axis): f"{name}/mean along {axis}" for name, axis in wanted}
+    for (name, axis), result in results.items():
         others = np.asarray([other for other in range(ranks[name]) if other != axis % ranks[name]], np.int64)
-        found.graph.initializer.append(numpy_helper.from_array(others, f"{name}/others"))
-        found.graph.node.append(helper.make_node("ReduceMean", [name, f"{name}/others"], [f"{name}/mean"], keepdims=0))
-        found.graph.output.append(helper.make_tensor_value_info(f"{name}/mean", onnx.TensorProto.FLOAT, None))
+        found.graph.initializer.append(numpy_helper.from_array(others, f"{result}/others"))
+        found.graph.node.append(helper.make_node("ReduceMean", [name, f"{result}/others"], [result], keepdims=0))
+        found.graph.output.append(helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, None))
     onnx.save(found, watched)
     model = OnnxRuntimeModel(watched, threads=1)
-    means: dict[str, Float64] = dict.fromkeys(axes, np.zeros(()))
+    means: dict[tuple[str, int], Float64] = dict.fromkeys(results, np.zeros(()))
     for batch in samples.batches(batch_size=BATCH_SIZE):
         given = model.run(feed(model, batch.x))
-        for name in axes:
-            means[name] = means[name] + given[f"{name}/mean"].double().numpy() * (len(batch.y) / len(samples))
+        for key, result in results.items():
+            means[key] = means[key] + given[result].double().numpy() * (len(batch.y) / len(samples))
     return means
 
 

@@ -303,3 +303,27 @@ def test_biases_take_back_what_rounded_weights_shift(tmp_path: Path, monkeypatch
         monkeypatch.setattr(insert, "mean_shift", lambda *given: np.zeros(len(given[2])))
 
     assert shifts[0] < 0.5 * shifts[1]
+
+
+class Crossed(nn.Module):
+    """A convolution and a linear layer that read the same tensor, each along another axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.along, self.across, self.head = nn.Conv1d(6, 4, 3, padding=1), nn.Linear(10, 10), nn.Linear(100, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 6, 10) -> (N, 3)
+        x = torch.relu(x)
+        return self.head(torch.cat([torch.relu(self.along(x)), torch.relu(self.across(x))], 1).flatten(1))
+
+
+def test_layers_may_read_one_tensor_along_several_axes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, samples = Crossed().eval(), torch.randn(64, 6, 10)
+    report = export_onnx(
+        model, bounds_for(model, samples, "tensor"), tmp_path / "m.onnx", example_input=samples[:4], precision="int8",
+        calibration_data=samples.split(32), verify=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = model(samples)
+    assert (OnnxRuntimeModel(report.path)(samples) - expected).abs().max() < 0.1 * expected.abs().max()

@@ -32,7 +32,8 @@ def test_ranges_are_of_all_samples(doubled: Path) -> None:
 def test_means_are_by_channel_over_samples_and_positions(doubled: Path) -> None:
     images = torch.rand(40, 2, 40, generator=torch.Generator().manual_seed(0))
     with SampleStore(images.split(24)) as samples:
-        means = collect_means(doubled, {"y": 1, "x": -1}, samples, doubled.with_name("watched.onnx"))
+        means = collect_means(doubled, {("y", 1), ("x", -1), ("x", 1)}, samples, doubled.with_name("watched.onnx"))
 
-    torch.testing.assert_close(torch.from_numpy(means["y"]), 2 * images.double().mean((0, 2)), rtol=1e-5, atol=0)
-    torch.testing.assert_close(torch.from_numpy(means["x"]), images.double().mean((0, 1)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.from_numpy(means["y", 1]), 2 * images.double().mean((0, 2)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.from_numpy(means["x", -1]), images.double().mean((0, 1)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.from_numpy(means["x", 1]), images.double().mean((0, 2)), rtol=1e-5, atol=0)
