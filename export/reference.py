@@ -10,7 +10,6 @@ five times as much as the other.
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,13 +17,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import ParityError
 from unit_fast.export.flat import FlatGraph, evaluate_sites, in_dtype
 
 BATCHES = (1, 2, 7)
 SCALES = {"ordinary": 1.0, "×10": 10.0, "×100": 100.0}
 
-_SWITCHING = threading.Lock()
 _logger = logging.getLogger(__name__)
 
 
@@ -170,18 +169,21 @@ def _rounding(
     }
 
 
-def _set_onednn(enabled: bool) -> tuple[bool, ...]:
-    """What was set before; None leaves the rest as it is."""
-    flags: Callable[..., tuple[bool, ...]] = torch.backends.mkldnn.set_flags
-    return flags(_enabled=enabled, _fp32_precision=None)
+def _set_onednn(enabled: bool) -> None:
+    flags: Callable[..., object] = torch.backends.mkldnn.set_flags
+    flags(_enabled=enabled, _fp32_precision=None)  # None leaves the rest as it is
 
 
 @contextmanager
 def _without_onednn() -> Iterator[None]:
-    """The switch is the process's: what other threads compute meanwhile is right too, and slower."""
-    with _SWITCHING:
-        before, *_ = _set_onednn(False)
+    """The switch is the process's: what other threads compute meanwhile is right too, and slower.
+
+    No sanitised graph is compiled meanwhile: Inductor would leave oneDNN out of it for good.
+    """
+    with ONE_AT_A_TIME:
+        before = bool(torch.backends.mkldnn.enabled)
         try:
+            _set_onednn(False)
             yield
         finally:
             _set_onednn(before)
