@@ -47,8 +47,9 @@ def test_bounds_of_another_model_are_named_and_the_rest_is_timed(unit_fast):
         (("--input-shape", "1x8x8", "--backends", "tensorrt"), "'tensorrt' is none of auto"),
         ((), "--input-shape"),
         (("--input-shape", "3x8x8"), "(2, 3, 8, 8)"),
+        (("--input-shape", "1x8x8", "-b", "absent"), "there is no bounds file absent"),
     ],
-    ids=["no samples", "not numbers", "twice the same", "unknown backend", "unknown input", "wrong channels"],
+    ids=["no samples", "not numbers", "twice the same", "unknown backend", "unknown input", "wrong channels", "bounds"],
 )
 @pytest.mark.usefixtures("here")
 def test_what_cannot_be_timed_is_refused_in_one_line(unit_fast, options, message):

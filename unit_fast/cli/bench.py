@@ -69,6 +69,7 @@ def bench(
         check_writable(output, inputs={"--model": model, "--bounds": bounds, "--weights": weights, "--data": data})
     batches = _parse_batches(batch)
 
+    from unit_fast.bounds import Bounds
     from unit_fast.cli.contenders import UNCLAMPED, Contender, load_same_model
     from unit_fast.cli.devices import parse_device
     from unit_fast.cli.models import check_runs
@@ -79,6 +80,8 @@ def bench(
         chosen = _parse_backends(backends, place, dtype)
         inputs = (data, input_shape, size, mean, std)
         file = bounds if bounds is not None else Path(folder) / "bounds.safetensors"
+        if bounds is not None:
+            Bounds.load(bounds)  # each process would say, once more, that there is no such file
         loaded = load_same_model(model, weights, model_args, place)
         example = _example(loaded, inputs, place)
         check_runs(loaded, example)
