@@ -38,7 +38,7 @@ ROUNDING = 4.0
 # an output, and to the root mean square of an activation. In float16 EfficientNet-Lite0 has 8e-3 and 1.4e-2, in torch
 # as in ONNX Runtime; single activations are off by up to 0.18 of the largest, 0.13 by the rounding of weights alone.
 CEILINGS = {"fp32": 1e-3, "fp16": 5e-2}
-# The same on inputs larger than the example, where float16 cancels more than any data makes it.
+# Of activations on inputs larger than the example, where float16 cancels more than any data makes it.
 LARGE_CEILINGS = {"fp32": 1e-3, "fp16": 0.5}
 # How many times more may arrive at a clamp than leaves it. Where one rounding in float16 (2⁻¹¹) of what arrives is more
 # than the tolerance of what leaves, two right files differ by more than that; then only bounds are looked at.
@@ -155,7 +155,8 @@ class _Comparison:
     ) -> ParityCheck | None:
         where = f"{case}, {how}"
         tolerance = TOLERANCES[self.precision]
-        ceiling = (LARGE_CEILINGS if case.enlarged else CEILINGS)[self.precision]
+        inside = (LARGE_CEILINGS if case.enlarged else CEILINGS)[self.precision]
+        outside = CEILINGS[self.precision]
         # Sites first, in the order in which they run: the first that differs is where the fault lies.
         errors: list[tuple[float, float, float]] = []
         results = _run(watched, case, where)
@@ -168,12 +169,12 @@ class _Comparison:
             if runtime == "openvino":
                 # It takes denormal numbers for 0, in its arithmetic and in constants.
                 found, expected = _without_denormals(found), _without_denormals(expected)
-            errors.append(_compare(f"site {site}", found, expected, tolerance, case.rounding, where, ceiling))
+            errors.append(_compare(f"site {site}", found, expected, tolerance, case.rounding, where, inside))
         if not case.compared:
             return None
         results = _run(model, case, where)
         of_outputs = [
-            _compare(f"output {name}", results[name], expected, tolerance, case.rounding, where, ceiling)
+            _compare(f"output {name}", results[name], expected, tolerance, case.rounding, where, outside)
             for name, expected in case.outputs.items()
         ]
         errors += of_outputs

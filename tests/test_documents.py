@@ -24,7 +24,7 @@ NO_MEASUREMENT = {
     r"takes 1\.5 µs": "an assumption of the simulation",
     r"should stay below 1\b": "what a share is",
     r"\b[15]e-?\d+\b": "limits of export.md: tolerances, and bounds that still fold",
-    r"four times (what|torch)": "of the rounding, held by tests/export/test_parity.py",
+    r"four times what": "of the rounding, held by tests/export/test_parity.py",
     r"×10(0)?\b|10 and 100|more than 20 times what": "inputs of the verification, held by tests/export/test_parity.py",
     r"Opsets 18 to 24; 20": "what is offered",
     r"above 2 GB": "the limit of protobuf",
