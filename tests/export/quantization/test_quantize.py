@@ -327,3 +327,29 @@ def test_layers_may_read_one_tensor_along_several_axes(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(samples)
     assert (OnnxRuntimeModel(report.path)(samples) - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+class Unequal(nn.Module):
+    """A join of two branches, of which the second reaches twenty times as far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(8, 5, 6)
+        with torch.no_grad():
+            for tensor in self.far.parameters():
+                tensor.mul_(20)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 8, 8) -> (N, 5)
+        return self.head(torch.cat([torch.relu(self.near(x)), torch.relu(self.far(x))], 1)).flatten(1)
+
+
+def test_a_join_reaches_as_far_as_its_widest_branch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Unequal().eval(), torch.randn(64, 3, 8, 8)
+    report = export_onnx(
+        model, bounds_for(model, images, "tensor", 1.0), tmp_path / "m.onnx", example_input=images[:4],
+        precision="int8", calibration_data=images.split(32), verify=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = model(images)
+    assert (OnnxRuntimeModel(report.path)(images) - expected).abs().max() < 0.1 * expected.abs().max()
