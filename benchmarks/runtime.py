@@ -1,6 +1,7 @@
 """What sanitising costs at run time: each way of running a model in a process of its own, a burst of calls in turn.
 
     python -m benchmarks.runtime --part cpu        # ResNet-18 at 32×32, batches 1 and 16, neuron bounds: 14 minutes
+    python -m benchmarks.runtime --part monitor    # what monitor and inspect add to a call: 5 minutes
     python -m benchmarks.runtime --part detection  # the two backdoored traffic sign models, all 4,000 test images
 
 Every way is compared with the eager graph it stands for before it is timed, in several processes one after the other:
@@ -155,6 +156,39 @@ def cpu(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
     return {"model": MODEL, "threads": torch.get_num_threads(), "processes": 1 + restarts, "rows": rows}
 
 
+WATCHED = ("alone", "monitor", "inspect")
+
+
+def watched() -> Mapping[str, Call]:
+    """A call that only gives the output, and those that also look for triggers, "WAY BATCH"; all in one process."""
+    model, x = make(MODEL)
+    fast = uf.sanitize(model, make_bounds(model, x, "neuron"), x, backend="compile").warmup(BATCHES, monitor=True)
+    ways: tuple[Callable[[Tensor], Any], ...] = (fast, fast.monitor, fast.inspect)
+    calls: dict[str, Call] = {}
+    for batch in BATCHES:
+        rows = x[torch.arange(batch) % len(x)].contiguous()
+        for name, way in zip(WATCHED, ways, strict=True):
+            calls[f"{name} {batch}"] = functools.partial(_without_gradients, way, rows)
+    return calls
+
+
+def monitor(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
+    """What ``monitor`` and ``inspect`` add to a call: one process runs all, since two differ by more than that."""
+    found = interleaved({"sanitised compile": watched}, rounds=2 * rounds, seconds=seconds, restarts=restarts)
+    timings = found["sanitised compile"]
+    if isinstance(timings, Failure):
+        raise RuntimeError(f"cannot be timed: {timings.reason}")
+    rows = []
+    for batch in BATCHES:
+        alone = timings[f"alone {batch}"].median
+        for name in WATCHED:
+            timing = timings[f"{name} {batch}"]
+            row: dict[str, Any] = {"call": name, "batch": batch, "calls": timing.calls}
+            row |= {f"{part}_ms": 1e3 * getattr(timing, part) for part in ("median", "p20", "p80")}
+            rows.append(row | {"over_alone": timing.median / alone})
+    return {"model": MODEL, "threads": torch.get_num_threads(), "processes": 1 + restarts, "rows": rows}
+
+
 def detection(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:  # noqa: ARG001 - nothing is timed
     """How well each measure tells triggers, on the backdoored traffic sign models with the default recipe."""
     rows = []
@@ -188,7 +222,11 @@ def _at(limit: float, fast: uf.SanitizedModel, measure: str, trigger: Any, targe
     }
 
 
-PARTS: dict[str, Callable[[int, float, int], dict[str, Any]]] = {"cpu": cpu, "detection": detection}
+PARTS: dict[str, Callable[[int, float, int], dict[str, Any]]] = {
+    "cpu": cpu,
+    "monitor": monitor,
+    "detection": detection,
+}
 
 
 def main() -> None:

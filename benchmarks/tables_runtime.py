@@ -28,6 +28,19 @@ def runtime_cpu() -> list[list[str]]:
     return table
 
 
+def monitor() -> list[list[str]]:
+    """What looking for triggers adds to a call."""
+    rows = read_results("runtime_monitor")["rows"]
+    batches = sorted({row["batch"] for row in rows})
+    found = {(row["call"], row["batch"]): row for row in rows}
+    heads = [text for batch in batches for text in (f"batch {batch}, ms (p20 to p80)", "time over the output alone")]
+    table = [["call", *heads]]
+    for call, shown in (("alone", "`fast(x)`"), ("monitor", "`fast.monitor(x)`"), ("inspect", "`fast.inspect(x)`")):
+        cells = [(found[call, batch], f"{found[call, batch]['over_alone']:.3f}×") for batch in batches]
+        table.append([shown, *(text for row, ratio in cells for text in (spread(row), ratio))])
+    return table
+
+
 def detection() -> list[list[str]]:
     """AUROC and detection rates of each measure."""
     heads = ["AUROC", "found at 1 % false alarms, %", "found at `threshold(0.01)`, %", "false alarms there, %"]
@@ -39,4 +52,8 @@ def detection() -> list[list[str]]:
     return table
 
 
-TABLES: dict[str, Callable[[], list[list[str]]]] = {"runtime_cpu": runtime_cpu, "detection": detection}
+TABLES: dict[str, Callable[[], list[list[str]]]] = {
+    "runtime_cpu": runtime_cpu,
+    "runtime_monitor": monitor,
+    "detection": detection,
+}
