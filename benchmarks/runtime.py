@@ -177,7 +177,7 @@ def monitor(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
     found = interleaved({"sanitised compile": watched}, rounds=2 * rounds, seconds=seconds, restarts=restarts)
     timings = found["sanitised compile"]
     if isinstance(timings, Failure):
-        raise RuntimeError(f"cannot be timed: {timings.reason}")
+        raise RuntimeError(f"cannot be timed: {timings.reason}")  # noqa: TRY004 - no type is wrong
     rows = []
     for batch in BATCHES:
         alone = timings[f"alone {batch}"].median
