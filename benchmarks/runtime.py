@@ -173,7 +173,7 @@ def watched() -> Mapping[str, Call]:
 
 
 def monitor(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
-    """What ``monitor`` and ``inspect`` add to a call: one process runs all, since two differ by more than that."""
+    """What ``monitor`` and ``inspect`` add to a call: every process runs all, in turn."""
     found = interleaved({"sanitised compile": watched}, rounds=2 * rounds, seconds=seconds, restarts=restarts)
     timings = found["sanitised compile"]
     if isinstance(timings, Failure):

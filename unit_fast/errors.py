@@ -34,3 +34,11 @@ class DataError(UnitFastError):
 
 class UnitFastWarning(UserWarning):
     """Base of all warnings of unit_fast."""
+
+
+class FallbackWarning(UnitFastWarning):
+    """Something slower runs than was asked for, or could have been."""
+
+
+class SizeWarning(UnitFastWarning):
+    """Inputs are of another size than the example that a model was captured with."""

@@ -9,9 +9,9 @@ import torch
 
 import unit_fast as uf
 from tests.runtime.networks import OneConv, bounds_of, images, needs_compiler
-from unit_fast.errors import BackendUnavailableError, DataError, ParityError
+from unit_fast.errors import BackendUnavailableError, DataError, FallbackWarning, ParityError
 from unit_fast.runtime import automatic, backends
-from unit_fast.runtime.automatic import Automatic, FallbackWarning
+from unit_fast.runtime.automatic import Automatic
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import SiteNote

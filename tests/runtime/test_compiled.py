@@ -1,6 +1,7 @@
 """The "compile" backend: the reference's numbers at every batch size, compiled once or twice for all of them."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 import unit_fast as uf
 from tests.runtime.networks import Nested, OneConv, bounds_of, images, needs_compiler
+from unit_fast.errors import FallbackWarning
 from unit_fast.runtime import compiled
 
 pytestmark = [needs_compiler, pytest.mark.slow]
@@ -218,3 +220,16 @@ def test_inputs_that_do_not_fit_fail_in_the_models_own_words(fast):
 
 def test_explain_says_what_is_compiled(fast):
     assert "compiled for batch 1, 3, 20, 2 to 15, 16 and more" in fast.explain()
+
+
+def test_after_the_last_compilation_further_kinds_run_eagerly_with_a_warning(model, monkeypatch):
+    bounds = bounds_of(model, images(2), "channel")
+    monkeypatch.setattr(compiled, "MOST_COMPILATIONS", 1)
+    fast = uf.sanitize(model, bounds, images(1), backend="compile")
+    eager = uf.sanitize(model, bounds, images(1), backend="eager")
+    fast(images(1))
+    with pytest.warns(FallbackWarning, match=r"shapes \[\(2, 3, 8, 8\)\] run eagerly.*compiled for 1 kinds"):
+        assert torch.equal(fast(images(2)), eager(images(2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(fast(images(2) * 2), eager(images(2) * 2))

@@ -13,6 +13,7 @@ from torch import nn
 import unit_fast as uf
 from tests.networks import SmallResNet, randomised
 from tests.runtime.networks import OneConv, bounds_of, images, needs_compiler
+from unit_fast.errors import SizeWarning
 from unit_fast.runtime.eager import Eager
 
 
@@ -195,3 +196,16 @@ def test_inside_torch_compile_it_is_the_sanitised_graph(backend):
     torch.testing.assert_close(outer(images(3)), expected.softmax(1))
     program = torch.export.export(fast, (images(3),))
     torch.testing.assert_close(program.module()(images(3)), expected)
+
+
+@pytest.mark.parametrize("call", ["__call__", "monitor", "inspect"])
+def test_another_size_than_the_example_s_is_warned_of_once(model, call, recwarn):
+    fast = uf.sanitize(model, bounds_of(model, images(2), "channel"), images(2), backend="eager")
+    getattr(fast, call)(images(5))
+    assert not recwarn.list, "another batch size is no other size"
+    message = r"shape \(3, 12, 12\) came, and the example's was \(3, 8, 8\).*sanitize with an example of this size"
+    with pytest.warns(SizeWarning, match=message) as warned:
+        getattr(fast, call)(images(2, 12))
+    assert warned[0].filename == __file__, "it names the caller's line"
+    getattr(fast, call)(images(2, 12))
+    assert len(recwarn.list) == 0

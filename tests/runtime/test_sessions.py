@@ -11,8 +11,8 @@ from torch import nn
 import unit_fast as uf
 from tests.networks import SmallResNet, randomised
 from tests.runtime.networks import Nested, OneConv, bounds_of, images
+from unit_fast.errors import FallbackWarning
 from unit_fast.runtime import automatic, exported, sessions
-from unit_fast.runtime.automatic import FallbackWarning
 from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 
 SESSIONS = {session.target: session for session in (OnnxSession, OpenVinoSession)}

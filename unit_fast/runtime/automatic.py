@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from unit_fast.capture import batch_size
-from unit_fast.errors import BackendUnavailableError, DataError, ParityError, UnitFastWarning
+from unit_fast.errors import BackendUnavailableError, DataError, FallbackWarning, ParityError
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
@@ -36,10 +36,6 @@ CANDIDATES: Mapping[str, type[Inspector]] = {
 }
 
 _Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
-
-
-class FallbackWarning(UnitFastWarning):
-    """``backend="auto"`` could not take the faster backend."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,8 @@ class Automatic:
                 if runner is not None:
                     running[name] = runner
             seconds = self._measure(running, call) if len(running) > 1 else {}
-            self._choices[size] = _Choice(_fastest(seconds) if seconds else next(iter(running), "eager"), seconds)
+            choice = _Choice(_fastest(seconds) if seconds else next(iter(running), "eager"), seconds)
+            self._choices = {**self._choices, size: choice}  # others may be reading the old ones
             if monitor:
                 self.monitor(*call.args, **call.kwargs)
         needed = {choice.name for choice in self._choices.values()} | ({self._first} if monitor else set())
@@ -122,13 +119,14 @@ class Automatic:
 
     def explain(self) -> list[SiteNote]:
         """What was chosen for each batch size, by which measurement."""
-        chosen = [choice.name for choice in self._choices.values()] or [self._first]
+        choices, dropped = self._choices, self._dropped
+        chosen = [choice.name for choice in choices.values()] or [self._first]
         names = list(dict.fromkeys(self._order(name)[0] for name in chosen))
-        reasons = [f"batch {size}: {choice}" for size, choice in sorted(self._choices.items())]
-        others = [name for name in self._candidates if name not in (*self._dropped, *names)]
+        reasons = [f"batch {size}: {choice}" for size, choice in sorted(choices.items())]
+        others = [name for name in self._candidates if name not in (*dropped, *names)]
         if not reasons and others:
             reasons.append(f"until warmup() measures it against {' and '.join(others)}")
-        reasons += [f"without {name}: {reason}" for name, reason in self._dropped.items()]
+        reasons += [f"without {name}: {reason}" for name, reason in dropped.items()]
         why = "; ".join(reasons)
         rows = zip(*(self._runner(name).explain() for name in names), strict=True)
         return [
@@ -189,8 +187,8 @@ class Automatic:
         return runner
 
     def _drop(self, name: str, error: Exception) -> None:
-        self._dropped[name] = str(error)
         with self._lock:
+            self._dropped = {**self._dropped, name: str(error)}
             self._made.pop(name, None)
         warnings.warn(f"running without the {name} backend: {error}", FallbackWarning, stacklevel=4)
 

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 import torch
 
-from unit_fast.errors import BackendUnavailableError
-from unit_fast.runtime.automatic import Automatic, FallbackWarning, able
+from unit_fast.errors import BackendUnavailableError, FallbackWarning
+from unit_fast.runtime.automatic import Automatic, able
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.fused import Fused

@@ -9,6 +9,7 @@ graph goes to Inductor directly, and what was compiled is found by the shapes of
 import logging
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from unit_fast.capture import ONE_AT_A_TIME
-from unit_fast.errors import BackendUnavailableError, ParityError
+from unit_fast.errors import BackendUnavailableError, FallbackWarning, ParityError
 from unit_fast.runtime.agreement import difference, judgeable
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.explain import SiteNote
@@ -36,6 +37,9 @@ Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 MOST_ALONE = 4
 """Batch sizes above 1 that a graph is compiled for one by one: each holds the weights, packed, once more."""
+
+MOST_COMPILATIONS = 24
+"""Of one graph: inputs of a further kind run eagerly. Images of many sizes would else be compiled for without end."""
 
 _logger = logging.getLogger(__name__)
 
@@ -193,6 +197,10 @@ class CompiledGraph:
             batch = self._batch(key)
             with ONE_AT_A_TIME:
                 variant = next((variant for variant in self._variants if variant.takes(key, batch)), None)
+                if variant is None and len(self._variants) >= MOST_COMPILATIONS:
+                    _warn_of_eager(key)
+                    self._known[key] = self._flat.module
+                    return expected
                 if variant is None:
                     # On CUDA, Triton kernels for one batch size are faster, and index in 32 bits where it allows.
                     variant = self._compile(key, inputs, batch, dynamic=batch > 1 and _on_cpu(inputs))
@@ -248,6 +256,16 @@ class CompiledGraph:
         least, most = shapes.var_to_range[symbol].lower, shapes.var_to_range[symbol].upper
         sizes = f"{least} to {most}" if most.is_Integer and most < 2**31 else f"{least} and more"
         return _Variant(function, key, symbol, tuple(guard.expr for guard in shapes.guards), sizes)
+
+
+def _warn_of_eager(key: Key) -> None:
+    shapes = [tuple(shape) for shape, _, _ in key]
+    warnings.warn(
+        f"inputs of shapes {shapes} run eagerly: the graph has been compiled for {MOST_COMPILATIONS} kinds of inputs "
+        "already; bring images to one of few sizes",
+        FallbackWarning,
+        stacklevel=6,
+    )
 
 
 def _key(inputs: Sequence[Tensor]) -> Key:

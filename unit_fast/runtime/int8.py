@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from unit_fast.errors import BackendUnavailableError
+from unit_fast.errors import BackendUnavailableError, FallbackWarning
 from unit_fast.export.session import OnnxRuntimeModel
-from unit_fast.runtime.automatic import Automatic, FallbackWarning
+from unit_fast.runtime.automatic import Automatic
 from unit_fast.runtime.exported import exported
 from unit_fast.runtime.program import Program
 from unit_fast.runtime.runner import Inspector

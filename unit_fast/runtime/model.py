@@ -5,6 +5,7 @@ import dataclasses
 import math
 import operator
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from unit_fast.bounds import Bounds
 from unit_fast.calibration.readings import clean_readings
-from unit_fast.errors import UnitFastError
+from unit_fast.errors import SizeWarning, UnitFastError
 from unit_fast.fusion.read_clamps import neurons_per_sample
 from unit_fast.runtime.backends import RUNNERS, Backend, choose
 from unit_fast.runtime.calls import Call
@@ -57,6 +58,7 @@ class SanitizedModel(nn.Module):
         self._wanted = backend
         self._dtype = dtype
         self._example = example if dtype is None else example.map_tensors(self._cast)
+        self._sizes: list[tuple[int, ...]] | None = _sizes(example.args, example.kwargs)
         self._infinities = any(bool(tensor.isinf().any()) for tensor in example.tensors())  # as masks have
         self._lock = threading.Lock()
         self._built: tuple[Weights, Runner] | None = None
@@ -70,7 +72,9 @@ class SanitizedModel(nn.Module):
         args, kwargs = self._cast_all(args), self._cast_all(kwargs)
         if torch.compiler.is_compiling():
             return self.graph_module(*args, **kwargs)
-        return self._runner()(*args, **kwargs)
+        output = self._runner()(*args, **kwargs)
+        self._look_at_sizes(args, kwargs, stacklevel=5)  # two of nn.Module's lie between
+        return output
 
     def warmup(self, batch_sizes: Iterable[int] = (1,), *, monitor: bool = False) -> "SanitizedModel":
         """Do now what the first call of these batch sizes would have to do: compile, verify, measure; returns self.
@@ -93,6 +97,7 @@ class SanitizedModel(nn.Module):
         share of 0. :meth:`inspect` tells triggers better, and NaN.
         """
         output, counts = self._runner().monitor(*self._cast_all(args), **self._cast_all(kwargs))
+        self._look_at_sizes(args, kwargs)
         return output, saturation(counts, self._neurons)
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Mapping[str, Tensor]]:
@@ -105,6 +110,7 @@ class SanitizedModel(nn.Module):
         torch.compile where that is possible, whatever the backend, else eagerly.
         """
         output, counts, excess = self._inspector()(*self._cast_all(args), **self._cast_all(kwargs))
+        self._look_at_sizes(args, kwargs)
         bad = unusable(pytree.tree_leaves((args, kwargs)), self._infinities, len(excess), excess.device)
         excess = excess.masked_fill(bad[:, None], math.inf)
         return output, measures(counts, excess, self.bounds, self._neurons)
@@ -191,6 +197,21 @@ class SanitizedModel(nn.Module):
         self.backend = self.backend if self._fixed else backend
         return self
 
+    def _look_at_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any], stacklevel: int = 3) -> None:
+        """Warn, once, of inputs that the graph may be wrong for: it has the sizes of the example in it."""
+        expected = self._sizes
+        if expected is None or (sizes := _sizes(args, kwargs)) == expected:
+            return
+        self._sizes = None
+        warnings.warn(
+            f"a sample of shape {' and '.join(map(str, sizes))} came, and the example's was "
+            f"{' and '.join(map(str, expected))}. What the model does by size, such as an interpolation to it or a "
+            "branch on it, is done as for the example: sanitize with an example of this size, unless the model does "
+            "the same for all",
+            SizeWarning,
+            stacklevel=stacklevel,
+        )
+
     def _runner(self) -> Runner:
         current = self._current()
         if current is not None:
@@ -242,6 +263,11 @@ class SanitizedModel(nn.Module):
 
     def _cast_all(self, values: Any) -> Any:
         return values if self._dtype is None else pytree.tree_map(self._cast, values)
+
+
+def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
+    """The shapes of one sample of the inputs, for all batch sizes alike."""
+    return sorted(tuple(given.shape[1:]) for given in (*args, *kwargs.values()) if isinstance(given, Tensor))
 
 
 def _checked_sizes(batch_sizes: Any) -> list[int]:
