@@ -38,12 +38,22 @@ ONE_ROUNDING = 10**-5.0
 SIGNAL = 10**2.0 * FACTOR
 
 
+# Their signal is 30 dB above the noise of eight bits and more: no refusal excuses a mistake.
+SKIPPED = DrawnNet((("plain", "relu", "concat"), ("grouped", "relu", "conv_skip")), "feature")
+DEEP = DrawnNet((("plain", "relu", "identity"), ("depthwise", "relu6", "concat")), "feature")
+TRANSPOSED = DrawnNet((("no_bias", "relu", "twice"), ("transposed", "relu", "chain")), "flatten")
+PLAIN_BOUNDS = (None, None, None, None)
+
+
 @pytest.mark.filterwarnings("ignore::unit_fast.errors.UnitFastWarning")
 @settings(
     max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )  # fmt: skip
 @given(net=drawn_nets(), bounds=drawn_bounds(), form=st.sampled_from(["auto", "min", "folded"]))
+@example(net=SKIPPED, bounds=DrawnBounds("channel", PLAIN_BOUNDS), form="auto")
+@example(net=DEEP, bounds=DrawnBounds("neuron", PLAIN_BOUNDS), form="auto")
+@example(net=TRANSPOSED, bounds=DrawnBounds("channel", PLAIN_BOUNDS), form="folded")
 @example(net=JOINED, bounds=DrawnBounds("channel", (None, 0.0, None, 1e-40)), form="auto")
 @example(net=UPSAMPLED, bounds=DrawnBounds("neuron", (None, math.inf, -0.2, None)), form="auto")
 @example(net=CURVED, bounds=DrawnBounds("channel", (None, 0.3, None, None)), form="auto")
