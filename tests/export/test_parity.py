@@ -14,7 +14,7 @@ from unit_fast.errors import ParityError
 from unit_fast.export import ParityResult, SaturationWarning, export_onnx
 from unit_fast.export.flat import FlatGraph, flatten_graph, in_dtype
 from unit_fast.export.forms import Clamp
-from unit_fast.export.parity import CEILINGS, ROUNDING, _agreement, _compare, check_parity
+from unit_fast.export.parity import CEILINGS, ROUNDING, SINGLE_CEILINGS, _agreement, _compare, check_parity
 from unit_fast.export.reference import reference_cases
 from unit_fast.sites import insert_bounds
 
@@ -189,16 +189,19 @@ def test_activations_may_be_off_singly_by_what_torch_rounds_but_not_on_the_whole
     single, all_over = expected.clone(), expected + ceiling * 1.01
     single[0, 3] += 0.19
 
-    _, relative, _ = _compare("site relu", single, expected, 1e-2, rounding, "here", ceiling)
+    _, relative, _ = _compare("site relu", single, expected, 1e-2, rounding, "here", None, ceiling)
 
     assert relative == pytest.approx(0.19)
     with pytest.raises(ParityError, match=r"site relu, here: differs by 0\.0505 in the root mean square"):
-        _compare("site relu", all_over, expected, 1e-2, rounding, "here", ceiling)
+        _compare("site relu", all_over, expected, 1e-2, rounding, "here", None, ceiling)
     single[0, 3] = 1 + ROUNDING * 0.05 * 1.01
     with pytest.raises(ParityError, match=r"site relu, here: differs by 0\.202.*expected at most 0\.2"):
-        _compare("site relu", single, expected, 1e-2, rounding, "here", ceiling)
+        _compare("site relu", single, expected, 1e-2, rounding, "here", None, ceiling)
     with pytest.raises(ParityError, match=r"output y, here: differs by 0\.19.*expected at most 0\.05"):
         _compare("output y", expected + 0.19, expected, 1e-2, {"output y": 0.05}, "here", ceiling)
+    single[0, 3] = 1 + 1.1e-3
+    with pytest.raises(ParityError, match=r"site relu, here: differs by 0\.0011"):
+        _compare("site relu", single, expected, 1e-5, rounding, "here", SINGLE_CEILINGS["fp32"], CEILINGS["fp32"])
 
 
 def test_the_reference_is_left_as_it_was(tmp_path: Path) -> None:

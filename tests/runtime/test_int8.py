@@ -7,27 +7,11 @@ import pytest
 import torch
 
 import unit_fast as uf
-from tests.networks import SmallResNet, randomised
-from tests.runtime.networks import bounds_of, images
+from tests.runtime.networks import images
 from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return randomised(SmallResNet())
-
-
-@pytest.fixture(scope="module")
-def bounds(model):
-    return bounds_of(model, images(2), most=0.6)
-
-
-@pytest.fixture(scope="module")
-def eager(model, bounds):
-    return uf.sanitize(model, bounds, images(1), backend="eager")
 
 
 def sanitised_in_int8(model, bounds, backend):

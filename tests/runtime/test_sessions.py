@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import unit_fast as uf
-from tests.networks import SmallResNet, randomised
 from tests.runtime.networks import Nested, OneConv, bounds_of, images
 from unit_fast.errors import FallbackWarning
 from unit_fast.runtime import automatic, exported, sessions
@@ -26,23 +25,8 @@ def backend(request):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return randomised(SmallResNet())
-
-
-@pytest.fixture(scope="module")
-def bounds(model):
-    return bounds_of(model, images(2), most=0.6)
-
-
-@pytest.fixture(scope="module")
 def fast(model, bounds, backend):
     return uf.sanitize(model, bounds, images(1), backend=backend).warmup([1, 3])
-
-
-@pytest.fixture(scope="module")
-def eager(model, bounds):
-    return uf.sanitize(model, bounds, images(1), backend="eager")
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 33])
