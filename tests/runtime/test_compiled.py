@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import fresh_cache, run_and_get_code
 
 import unit_fast as uf
 from tests.runtime.networks import Nested, OneConv, bounds_of, images, needs_compiler
@@ -184,6 +185,38 @@ def test_a_compiler_that_fails_is_named(model, bounds, monkeypatch):
     fast = uf.sanitize(model, bounds, images(1), backend="compile")
     with pytest.raises(uf.BackendUnavailableError, match=r"cannot compile .*no such instruction.*eager"):
         fast(images(1))
+
+
+def test_where_kernels_cannot_be_called_from_cpp_python_calls_them_and_it_is_said(model, bounds, eager, monkeypatch):
+    original, asked = compiled.torch._inductor.compile, []
+
+    def python_only(module, inputs, options):
+        asked.append(options.get("cpp_wrapper", False))
+        if asked[-1]:
+            raise NotImplementedError("no such operator in C++")
+        return original(module, inputs, options)
+
+    monkeypatch.setattr(compiled.torch._inductor, "compile", python_only)
+    fast = uf.sanitize(model, bounds, images(1), backend="compile")
+    with pytest.warns(FallbackWarning, match=r"called from Python, which is slower: .* no such operator in C\+\+"):
+        agree(fast(images(1)), eager(images(1)))
+    assert asked == [True, False]
+
+
+def test_kernels_are_called_from_cpp_in_code_for_one_size_as_in_that_for_all(model, bounds, monkeypatch):
+    original, sources = compiled.torch._inductor.compile, []
+
+    def observed(module, inputs, options):
+        function, code = run_and_get_code(lambda: original(module, inputs, options))
+        sources.extend(code)
+        return function
+
+    monkeypatch.setattr(compiled.torch._inductor, "compile", observed)
+    with fresh_cache():
+        uf.sanitize(model, bounds, images(1), backend="compile").warmup([1, 3])
+    assert len(sources) == 3  # one sample; 2 to 15; 3
+    assert all("inductor_entry_impl" in source for source in sources)
+    assert [source.count("int64_t s") > 0 for source in sources] == [False, True, False]
 
 
 def test_nested_signatures_are_kept():

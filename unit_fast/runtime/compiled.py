@@ -243,11 +243,10 @@ class CompiledGraph:
             module = copy_graph(self._flat.module)
             if _on_cpu(inputs):  # where Inductor runs every convolution in channels_last
                 pack_bounds(module, self._maps)
-            function = torch._inductor.compile(module, fakes, {"freezing": True})
+            function = _inductor(module, fakes, in_cpp=_on_cpu(inputs))
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise BackendUnavailableError(
-                f'torch.compile cannot compile the sanitised graph: {lines[0]}; use backend="eager"'
+                f'torch.compile cannot compile the sanitised graph: {_first_line(error)}; use backend="eager"'
             ) from error
         size = fakes[self._batched[0]].shape[0] if self._batched else batch
         symbol = size.node.expr if isinstance(size, torch.SymInt) else None
@@ -256,6 +255,38 @@ class CompiledGraph:
         least, most = shapes.var_to_range[symbol].lower, shapes.var_to_range[symbol].upper
         sizes = f"{least} to {most}" if most.is_Integer and most < 2**31 else f"{least} and more"
         return _Variant(function, key, symbol, tuple(guard.expr for guard in shapes.guards), sizes)
+
+
+def _inductor(module: fx.GraphModule, fakes: Sequence[Any], in_cpp: bool) -> Function:
+    """What Inductor makes of ``module``, for inputs like ``fakes``.
+
+    Args:
+        in_cpp: whether what calls the kernels is C++ too, and not Python: on a CPU that saves 0.1 ms a call of a
+            network of 20 layers, 13 % of all where the layers are small.
+    """
+    frozen = {"freezing": True}
+    if not in_cpp:
+        return torch._inductor.compile(module, list(fakes), frozen)
+    typed = copy_graph(module)
+    # Where the wrapper is C++, Inductor reads what inputs are like off the graph, which is for any batch size.
+    placeholders = (node for node in typed.graph.nodes if node.op == "placeholder")
+    for node, fake in zip(placeholders, fakes, strict=True):
+        node.meta["val"] = fake
+    try:
+        return torch._inductor.compile(typed, list(fakes), frozen | {"cpp_wrapper": True})
+    except Exception as error:  # noqa: BLE001 - the compiler's, of any kind
+        function = torch._inductor.compile(module, list(fakes), frozen)
+        warnings.warn(
+            "the kernels of the sanitised graph are called from Python, which is slower: Inductor cannot call them "
+            f"from C++: {_first_line(error)}",
+            FallbackWarning,
+            stacklevel=7,
+        )
+        return function
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _warn_of_eager(key: Key) -> None:
