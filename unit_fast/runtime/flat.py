@@ -29,6 +29,9 @@ class FlatGraph:
         self._output_spec = codegen.pytree_info.out_spec
         placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         self._flatten = _flattener(placeholders, codegen)
+        # Most models take tensors by position, and binding and flattening them takes 20 µs a call.
+        by_position = pytree.tree_structure(((0,) * len(placeholders), {}))
+        self._by_position = len(placeholders) if by_position == codegen.pytree_info.in_spec else -1
         for node in placeholders:
             if not _is_tensor(node):  # numbers and None, of which capture has made constants
                 self.module.graph.erase_node(node)
@@ -40,6 +43,7 @@ class FlatGraph:
         self._leaves = list(pytree.tree_leaves(output.args[0]))
         computed = [leaf for leaf in self._leaves if isinstance(leaf, fx.Node)]
         self.tensor_outputs = [not _is_size(node) for node in computed]
+        self._one_tensor = self.tensor_outputs == [True] and self._output_spec == pytree.tree_structure(0)
         self.module.graph.set_codegen(fx.graph.CodeGen())
         self._sizes = None
         if not all(self.tensor_outputs):
@@ -51,6 +55,8 @@ class FlatGraph:
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """The tensors of a call, as they lie, in the order of the graph's inputs."""
+        if len(args) == self._by_position and not kwargs and all(isinstance(given, Tensor) for given in args):
+            return list(args)
         return list(self._flatten(*args, **kwargs))
 
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -59,6 +65,8 @@ class FlatGraph:
 
     def unflatten(self, outputs: Any, inputs: Sequence[Tensor]) -> Any:
         """What the model returns, from what the graph returns on ``inputs``."""
+        if self._one_tensor:
+            return outputs[0]
         tensors, sizes = iter(outputs), iter(() if self._sizes is None else self._sizes(*inputs))
         kinds = iter(self.tensor_outputs)
         leaves = [

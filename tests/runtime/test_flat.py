@@ -1,0 +1,55 @@
+"""A graph over flat tensors: what a call gives it, and what the model's caller gets back."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.runtime.networks import Nested, OneConv, images
+from unit_fast.capture import capture
+from unit_fast.runtime.flat import FlatGraph
+
+
+class Listed(nn.Module):
+    """Takes one tensor, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, rows: list[Tensor]) -> list[Tensor]:
+        return [self.linear(rows[0])]
+
+
+def test_tensors_by_position_and_by_name_are_those_of_the_call():
+    flat, x = FlatGraph(capture(OneConv().eval(), images(2))), images(3)
+    (by_position,), (by_name,) = flat.tensors((x,), {}), flat.tensors((), {"x": x})
+    assert by_position is x
+    assert by_name is x
+
+
+def test_an_output_of_one_tensor_is_that_tensor():
+    flat, y = FlatGraph(capture(OneConv().eval(), images(2))), torch.zeros(3, 5)
+    assert flat.unflatten([y], [images(3)]) is y
+    assert flat.unflatten((y,), [images(3)]) is y
+
+
+@pytest.mark.parametrize("args", [(), (images(1), images(1))], ids=["none", "one too many"])
+def test_another_number_of_tensors_is_an_error(args):
+    flat = FlatGraph(capture(OneConv().eval(), images(2)))
+    with pytest.raises(TypeError):
+        flat.tensors(args, {})
+
+
+def test_a_list_of_one_tensor_stays_a_list():
+    x = torch.randn(3, 4)
+    flat = FlatGraph(capture(Listed().eval(), ([x],)))
+    assert flat.tensors(([x],), {})[0] is x
+    assert flat.unflatten([x], [x])[0] is x
+    assert isinstance(flat.unflatten([x], [x]), list)
+
+
+def test_nested_inputs_are_flattened_in_order_and_numbers_left_out():
+    pair, mask = (torch.randn(3, 4), torch.randn(3, 4)), torch.rand(3, 6)
+    flat = FlatGraph(capture(Nested().eval(), {"pair": pair, "scale": 2.0, "mask": mask}))
+    found = flat.tensors((), {"mask": mask, "pair": pair, "scale": 2.0})
+    assert [given is wanted for given, wanted in zip(found, (*pair, mask), strict=True)] == [True] * 3
