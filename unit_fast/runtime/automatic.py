@@ -3,8 +3,9 @@
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -23,11 +24,12 @@ from unit_fast.runtime.runner import Inspector
 from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 from unit_fast.timing import burst
 
-# In turn, so that a clock that drifts or a neighbour that wakes up meets both alike. 0.5 s a backend and batch size.
+# In turn, so that a clock that drifts or a neighbour that wakes up meets all alike. 0.5 s a backend and batch size;
+# three times that for those so close to the fastest that half a second does not tell.
 ROUNDS = 5
+MOST_ROUNDS = 15
+CLOSE = 1.05
 SECONDS = 0.1
-# Another must be faster than the first by more than repeated measurements differ.
-MARGIN = 0.97
 
 CANDIDATES: Mapping[str, type[Inspector]] = {
     "compile": Compiled,
@@ -109,7 +111,8 @@ class Automatic:
                 if runner is not None:
                     running[name] = runner
             seconds = self._measure(running, call) if len(running) > 1 else {}
-            choice = _Choice(_fastest(seconds) if seconds else next(iter(running), "eager"), seconds)
+            fastest = min(seconds, key=seconds.__getitem__) if seconds else next(iter(running), "eager")
+            choice = _Choice(fastest, seconds)
             self._choices = {**self._choices, size: choice}  # others may be reading the old ones
             if monitor:
                 self.monitor(*call.args, **call.kwargs)
@@ -121,7 +124,7 @@ class Automatic:
         """What was chosen for each batch size, by which measurement."""
         choices, dropped = self._choices, self._dropped
         chosen = [choice.name for choice in choices.values()] or [self._first]
-        names = list(dict.fromkeys(self._order(name)[0] for name in chosen))
+        names = list(dict.fromkeys(next(self._order(name)) for name in chosen))
         reasons = [f"batch {size}: {choice}" for size, choice in sorted(choices.items())]
         others = [name for name in self._candidates if name not in (*dropped, *names)]
         if not reasons and others:
@@ -171,9 +174,9 @@ class Automatic:
                 return result
         raise AssertionError("the eager graph is its own reference")
 
-    def _order(self, name: str) -> list[str]:
+    def _order(self, name: str) -> Iterator[str]:
         """What is left to run, the named one first."""
-        return [other for other in dict.fromkeys((name, *self._candidates, "eager")) if other not in self._dropped]
+        return (other for other in dict.fromkeys((name, *self._candidates, "eager")) if other not in self._dropped)
 
     def _warmed(self, name: str, size: int, monitor: bool) -> Inspector | None:
         if name in self._dropped:
@@ -204,24 +207,24 @@ class Automatic:
 
     def _measure(self, runners: Mapping[str, Inspector], call: Call) -> dict[str, float]:
         taken: dict[str, list[float]] = {name: [] for name in runners}
-        for _ in range(ROUNDS):
-            for name, runner in runners.items():
-                runner(*call.args, **call.kwargs)  # the other's threads have gone to sleep by its end
-                once = lambda runner=runner: runner(*call.args, **call.kwargs)  # noqa: E731
+        medians: dict[str, float] = {}
+        close = list(runners)
+        for done in range(MOST_ROUNDS):
+            if done >= ROUNDS:
+                close = [name for name in close if medians[name] <= CLOSE * min(medians.values())]
+                if len(close) == 1:
+                    break
+            for name in close:
+                once = partial(runners[name], *call.args, **call.kwargs)
+                once()  # the other's threads have gone to sleep by its end
                 taken[name].extend(burst(once, SECONDS, self.clock))
-        return {name: median(seconds) for name, seconds in taken.items()}
+                medians[name] = median(taken[name])
+        return medians
 
 
 def able(device: torch.device, dtype: torch.dtype) -> dict[str, type[Inspector]]:
     """The candidates that can run on ``device`` in ``dtype``: what is not installed is none."""
     return {name: made for name, made in CANDIDATES.items() if made.unavailable(device, dtype) is None}
-
-
-def _fastest(seconds: Mapping[str, float]) -> str:
-    """The first, unless another is faster by more than the margin."""
-    first, *others = seconds
-    best = min(others, key=lambda name: seconds[name])
-    return best if seconds[best] < MARGIN * seconds[first] else first
 
 
 def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kind:
