@@ -24,18 +24,29 @@ def test_times_the_model_with_bounds_and_without(here, unit_fast):
     assert "stand-ins" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "model",
+    [("--input-shape", "1x8x8"), ("--weights", "weights.pth", "--input-shape", "1x9x9")],
+    ids=["other weights", "other size"],
+)
 @pytest.mark.usefixtures("here")
-def test_bounds_of_another_model_are_named_and_the_rest_is_timed(unit_fast):
-    data, method = ("--data", "clean.npz"), ("--method", "maximum")
-    assert unit_fast("calibrate", "-m", "model.pt2", *data, *method, "-o", "b.safetensors").exit_code == 0
+def test_bounds_of_another_model_are_refused_before_anything_is_timed(unit_fast, fitted, monkeypatch, model):
+    monkeypatch.setattr("unit_fast.timing.interleaved", lambda *_, **__: pytest.fail("timed"))
+    result = unit_fast("bench", "-m", "nets:net", *model, "-b", fitted("maximum"), "--backends", "eager")
+    assert result.exit_code == 2
+    assert "these bounds were fitted on another model" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.usefixtures("here")
+def test_bounds_of_the_model_are_timed(unit_fast, fitted):
     result = unit_fast(
-        *("bench", "-m", "nets:net", "-b", "b.safetensors", "--input-shape", "1x8x8", "--batch", 1),
-        *("--backends", "eager", "--rounds", 1, "--seconds", 0.01, "--json"),
+        *("bench", "-m", "nets:net", "--weights", "weights.pth", "-b", fitted("maximum"), "--input-shape", "1x8x8"),
+        *("--batch", 1, "--backends", "eager", "--rounds", 1, "--seconds", 0.01, "--json"),
     )
-    assert result.exit_code == 0
-    sanitised = [row for row in json.loads(result.stdout)["results"] if row["clamped"]]
-    assert ["another model" in row["reason"] for row in sanitised] == [True]
-    assert any("batch" in row for row in json.loads(result.stdout)["results"] if not row["clamped"])
+    assert result.exit_code == 0, result.stderr
+    assert [row["clamped"] for row in json.loads(result.stdout)["results"] if "batch" in row] == [False, True]
+    assert "stand-ins" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def bench(
     from unit_fast.cli.contenders import UNCLAMPED, Contender, load_same_model
     from unit_fast.cli.devices import parse_device
     from unit_fast.cli.models import check_runs
+    from unit_fast.runtime import sanitize
     from unit_fast.timing import interleaved
 
     with terminal.warnings_as_notes(), tempfile.TemporaryDirectory() as folder:
@@ -80,12 +81,13 @@ def bench(
         chosen = _parse_backends(backends, place, dtype)
         inputs = (data, input_shape, size, mean, std)
         file = bounds if bounds is not None else Path(folder) / "bounds.safetensors"
-        if bounds is not None:
-            Bounds.load(bounds)  # each process would say, once more, that there is no such file
+        learned = Bounds.load(bounds) if bounds is not None else None
         loaded = load_same_model(model, weights, model_args, place)
         example = _example(loaded, inputs, place)
         check_runs(loaded, example)
-        if bounds is None:
+        if learned is not None:
+            sanitize(loaded, learned, example, backend="eager")  # refuses bounds of another model, before the processes
+        else:
             terminal.note("no --bounds: timing with stand-ins from the statistics of random inputs; speed is the same")
             _stand_in_bounds(loaded, example, granularity.value).save(file)
         del loaded
