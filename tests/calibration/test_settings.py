@@ -1,7 +1,12 @@
 """Settings of a wrong type are refused where they are made."""
 
+from dataclasses import asdict
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import unit_fast as uf
 
@@ -26,6 +31,24 @@ def test_other_types_are_refused(make, message):
 def test_numbers_of_any_kind_are_taken():
     assert uf.MeanStd(3) == uf.MeanStd(np.float32(3))
     assert uf.Unit(steps=np.int64(5)).steps == 5
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        uf.MeanStd(np.float32(3)),
+        uf.MeanStd(Fraction(3)),
+        uf.Percentile(np.float32(0.5), np.int64(64), memory=np.uint32(2**20)),
+        uf.Unit(np.float64(0.9), "paper", np.int64(1), Fraction(1, 100), np.int8(16)),
+    ],
+    ids=["float32", "fraction", "percentile", "unit"],
+)
+def test_numbers_of_any_kind_calibrate_and_come_back_from_the_file(method, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    x = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
+    bounds = uf.calibrate(model, [(x, torch.arange(40) % 2)], method)
+    assert uf.Bounds.load(bounds.save(tmp_path / "bounds")).metadata["settings"] == asdict(method)
 
 
 @pytest.mark.parametrize("size", ["128", 1.5, True, 0])

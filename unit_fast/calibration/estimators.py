@@ -13,7 +13,7 @@ from unit_fast.calibration.granularity import from_units, to_units, unit_count
 from unit_fast.calibration.moments import StreamingMoments
 from unit_fast.calibration.progress import ProgressStep, StepClock
 from unit_fast.calibration.quantiles import MINIMUM_CAPACITY, QuantileSketch
-from unit_fast.calibration.settings import check_types
+from unit_fast.calibration.settings import plain_numbers
 from unit_fast.errors import UnitFastError
 from unit_fast.sites import Site
 
@@ -29,7 +29,7 @@ class MeanStd(Method):
     k: float = 4.0
 
     def __post_init__(self) -> None:
-        check_types(self)
+        plain_numbers(self)
         if not isfinite(self.k) or self.k < 0:
             raise UnitFastError(f"MeanStd: k must be a finite number of at least 0; got {self.k}")
 
@@ -87,7 +87,7 @@ class Percentile(Method):
     memory: int = 512 * 2**20
 
     def __post_init__(self) -> None:
-        check_types(self)
+        plain_numbers(self)
         if not 0 < self.q <= 1:
             raise UnitFastError(
                 f"Percentile: q must be above 0 and at most 1 (0.99 is the 99th percentile); got {self.q}"

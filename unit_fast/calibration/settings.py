@@ -10,10 +10,11 @@ from unit_fast.errors import UnitFastError
 _NUMBERS: dict[Any, tuple[type, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
 
 
-def check_types(settings: Any) -> None:
-    """Check the fields of a dataclass that are declared as numbers, or as numbers or None.
+def plain_numbers(settings: Any) -> None:
+    """Check the fields of a frozen dataclass that are declared as numbers, or as numbers or None, and make them so.
 
-    NumPy's numbers will do, True and False will not.
+    NumPy's numbers and fractions become Python's int and float, which is what the bounds file can hold; True and False
+    are no numbers.
 
     Raises:
         UnitFastError: names the class, the field, what it expects and what came.
@@ -22,14 +23,15 @@ def check_types(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         hint = hints[field.name]
         options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-        numbers = [_NUMBERS[option] for option in options if option in _NUMBERS]
+        numbers = [option for option in options if option in _NUMBERS]
         value = getattr(settings, field.name)
         if not numbers or (value is None and NoneType in options):
             continue
-        kind, words = numbers[0]
+        kind, words = _NUMBERS[numbers[0]]
         if not isinstance(value, kind) or isinstance(value, bool):
             alternative = " or None" if NoneType in options else ""
             raise UnitFastError(
                 f"{type(settings).__name__}: {field.name} must be {words}{alternative}; got {value!r}, a "
                 f"{type(value).__name__}"
             )
+        object.__setattr__(settings, field.name, numbers[0](value))

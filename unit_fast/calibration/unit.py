@@ -11,7 +11,7 @@ from unit_fast.calibration.opening import OpeningSearch
 from unit_fast.calibration.paper import PaperSearch
 from unit_fast.calibration.progress import silent
 from unit_fast.calibration.search import Search, run
-from unit_fast.calibration.settings import check_types
+from unit_fast.calibration.settings import plain_numbers
 from unit_fast.errors import UnitFastError
 
 Recipe = Literal["default", "paper"]
@@ -43,7 +43,7 @@ class Unit(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        plain_numbers(self)
         if not (isfinite(self.tolerance) and 0 < self.tolerance < 1):
             raise UnitFastError(
                 f"Unit: tolerance must lie between 0 and 1 (0.03 is three points); got {self.tolerance}"
