@@ -145,6 +145,15 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_work(here: Path, un
     assert not (here / "b.png").exists()
 
 
+def test_an_output_that_leads_to_its_checkpoint_is_refused(here: Path, unit_fast) -> None:
+    (here / "b").symlink_to("b.checkpoint")
+
+    result = unit_fast("calibrate", "-m", "model.pt2", "--data", "clean.npz", "--method", "maximum", "-o", "b")
+
+    assert result.exit_code == 2
+    assert "the checkpoint of --output b.checkpoint is the file that --output goes to" in result.stderr
+
+
 def test_a_checkpoint_does_not_replace_what_is_read(here: Path, unit_fast) -> None:
     (here / "b.safetensors.checkpoint").write_bytes(b"weights")
 

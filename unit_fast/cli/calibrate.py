@@ -71,8 +71,9 @@ def calibrate(
     inputs = {"--model": model, "--weights": weights, "--data": data}
     check_writable(output, inputs=inputs)
     check_writable(_checkpoint_path(output), "the checkpoint of --output,", inputs)
+    check_distinct({"--output": output, "the checkpoint of --output": _checkpoint_path(output), "--plot": plot})
     if plot is not None:
-        _check_plot(plot, output, inputs)
+        _check_plot(plot, inputs)
     checkpoint = _checkpoint(output, resume, terminal)
 
     from unit_fast.calibration import calibrate as fit
@@ -152,9 +153,8 @@ def parse_method(text: str, tolerance: float | None = None) -> "Method":
         raise DataError(f"--method {text}: expected a number after the colon") from error
 
 
-def _check_plot(plot: Path, output: Path, inputs: Mapping[str, Path | str | None]) -> None:
+def _check_plot(plot: Path, inputs: Mapping[str, Path | str | None]) -> None:
     check_writable(plot, "--plot", inputs)
-    check_distinct({"--output": output, "the checkpoint of --output": _checkpoint_path(output), "--plot": plot})
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
