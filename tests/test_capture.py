@@ -136,6 +136,18 @@ def test_no_grad_in_forward_does_not_hinder():
     assert aten.relu.default in targets(capture(Frozen(), images(2)))
 
 
+def test_autocast_in_forward_is_part_of_the_graph():
+    class Reduced(SmallResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(x)
+
+    model = randomised(Reduced())
+    captured = capture(model, images(2))
+    assert captured(images(3)).dtype == model(images(3)).dtype == torch.bfloat16
+    torch.testing.assert_close(captured(images(3)), model(images(3)))
+
+
 class Inner(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() > 0:
