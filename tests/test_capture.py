@@ -296,8 +296,9 @@ def test_an_input_that_has_as_many_rows_as_samples_by_chance_is_named():
         (torch.randn(0, 3, 8, 8), r"batch dimension is 0"),
         ("image.png", r"example_input is a str"),
         ((3, 4), r"no tensor with a batch dimension"),
+        ({"image": images(2)}, r"keyword argument 'image'.* put it into a tuple, \(\{...\},\)"),
     ],
-    ids=["channels", "no sample", "string", "no tensor"],
+    ids=["channels", "no sample", "string", "no tensor", "dict"],
 )
 def test_bad_examples_are_refused(example, message):
     with pytest.raises(uf.CaptureError, match=message):

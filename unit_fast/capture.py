@@ -43,8 +43,9 @@ def capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exam
     Args:
         model: the network, left exactly as it is, or a program exported from one in evaluation mode.
         example_input: what the model is called with: a tensor, a tuple of positional arguments, or a dict of keyword
-            arguments. Its first tensor's first dimension is the batch, dynamic in the graph, for every tensor that
-            shares it; one sample is enough. Not looked at when ``model`` is an exported program.
+            arguments; ``({"a": a, "b": b},)`` for a model whose one argument is a dict. Its first tensor's first
+            dimension is the batch, dynamic in the graph, for every tensor that shares it; one sample is enough. Not
+            looked at when ``model`` is an exported program.
 
     Returns:
         A module called as the model is. It shares the model's weights, but for those that took up a BatchNorm.
@@ -111,6 +112,13 @@ def call_arguments(example_input: Example) -> tuple[tuple[Any, ...], dict[str, A
     )
 
 
+def hint_at_dicts(inputs: object) -> str:
+    """What else to try where a model does not run on ``inputs``: a dict may be meant as one argument."""
+    if not isinstance(inputs, Mapping) or not inputs:
+        return ""
+    return "; the dict was given as keyword arguments: put it into a tuple, ({...},), if the model takes it as it is"
+
+
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """The batch size of a call: the first dimension of its first tensor that has one."""
     for leaf in pytree.tree_leaves((args, kwargs)):
@@ -148,7 +156,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         except Exception as error:
             raise CaptureError(
                 f"the model does not run on example_input: {_place(model, error)}{_first_line(error)}; "
-                "check the input's shape, dtype and device"
+                f"check the input's shape, dtype and device{hint_at_dicts(kwargs)}"
             ) from error
         try:
             program = torch.export.export(

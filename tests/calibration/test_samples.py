@@ -225,6 +225,8 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "other-lengths": ([((x3, torch.rand(2, 2)), None)], r"batch 0: .* different numbers of samples: \[2, 3\]"),
     "three-parts": ([(x3, x3, x3)], r"batch 0: is a tuple of 3; expected \(x, y\)"),
     "no-tensor": ([("a.png", None)], "batch 0: x is a str"),
+    "no-tensor-inside": ([(({"a": x3, "b": "b.png"},), None)], r"batch 0: x\[0\]\['b'\] is a str"),
+    "nothing-inside": ([(({},), None)], r"x\[0\] is an empty dict"),
     "nothing-in-tuple": ([((), None)], "x is an empty tuple"),
     "single-number": ([torch.tensor(3.0)], "single number"),
     "labels-missing-later": ([(x3, torch.arange(3)), (x3, None)], "batch 1: has no labels, unlike batch 0"),

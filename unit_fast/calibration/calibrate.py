@@ -19,7 +19,7 @@ from unit_fast.calibration.progress import Progress, reporting
 from unit_fast.calibration.readings import clean_readings
 from unit_fast.calibration.samples import SampleStore
 from unit_fast.calibration.survey import Survey, survey
-from unit_fast.capture import Example, call_arguments, capture, evaluation_mode
+from unit_fast.capture import Example, call_arguments, capture, evaluation_mode, hint_at_dicts
 from unit_fast.errors import CaptureError, DataError, UnitFastError
 from unit_fast.sites import find_sites, insert_bounds
 
@@ -51,8 +51,10 @@ def calibrate(
 
     Args:
         model: a classifier, or a program exported from one.
-        loader: iterated once: batches ``(x, y)``, ``(x, None)`` or ``x``; ``x`` (N, …) a tensor, or a tuple or dict of
-            tensors, ``y`` class indices (N,). Without labels the model's own predictions are the labels.
+        loader: iterated once: batches ``(x, y)``, ``(x, None)`` or ``x``; ``x`` (N, …) a tensor, a tuple of
+            positional arguments, or a dict of keyword arguments; ``({"a": a, "b": b},)``, so batches
+            ``(({"a": a, "b": b},), y)``, for a model whose one argument is a dict. ``y`` class indices (N,); without
+            labels the model's own predictions are the labels.
         method: ``Unit()`` (the default), ``MeanStd(k)``, ``Percentile(q)``, ``Maximum()`` or a
             :class:`Method` of yours.
         granularity: "neuron", "channel" or "tensor".
@@ -169,6 +171,7 @@ def _require_running(model: nn.Module, example: Inputs, samples: SampleStore) ->
             raise DataError(
                 f"the model does not run on the loader's samples of shape {_shapes(samples.input_shapes.values())} "
                 f"({dtypes}): {error}; give samples of the size and dtype that the model is served"
+                f"{hint_at_dicts(example)}"
             ) from error
 
 

@@ -1,13 +1,17 @@
-"""The inputs of a model in one batch: a tensor, a tuple of tensors (positional) or a dict of tensors (by name)."""
+"""The inputs of a model in one batch: a tensor, a tuple (positional arguments) or a dict (by name).
+
+An argument is a tensor, or a tuple or dict of them: ``({"a": a},)`` is one dict, ``{"a": a}`` the argument ``a``.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from unit_fast.capture import call_arguments
 
-Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+Inputs: TypeAlias = Tensor | tuple["Inputs", ...] | dict[str, "Inputs"]
 
 
 def call_model(model: Callable[..., Any], x: Inputs) -> Any:
@@ -16,19 +20,16 @@ def call_model(model: Callable[..., Any], x: Inputs) -> Any:
     return model(*args, **kwargs)
 
 
-def input_leaves(x: Inputs) -> dict[str, Tensor]:
-    """The tensors of ``x`` under readable names: ``x``, ``x[0]``, ``x[1]``, …, or ``x['name']``."""
+def input_leaves(x: Inputs, name: str = "x") -> dict[str, Tensor]:
+    """The tensors of ``x`` under readable names: ``x``, ``x[0]``, ``x[1]``, …, ``x['name']`` or ``x[0]['name']``."""
     if isinstance(x, Tensor):
-        return {"x": x}
-    if isinstance(x, dict):
-        return {f"x[{name!r}]": tensor for name, tensor in x.items()}
-    return {f"x[{index}]": tensor for index, tensor in enumerate(x)}
+        return {name: x}
+    parts = x.items() if isinstance(x, dict) else enumerate(x)
+    return {path: leaf for key, part in parts for path, leaf in input_leaves(part, f"{name}[{key!r}]").items()}
 
 
 def rebuild_inputs(like: Inputs, leaves: list[Tensor]) -> Inputs:
     """``leaves``, in the order of :func:`input_leaves`, structured as ``like``."""
-    if isinstance(like, Tensor):
-        return leaves[0]
-    if isinstance(like, dict):
-        return dict(zip(like, leaves, strict=True))
-    return tuple(leaves)
+    rest = iter(leaves)
+    rebuilt: Inputs = pytree.tree_map(lambda _: next(rest), like)
+    return rebuilt

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unit_fast.calibration.inputs import Inputs
+from unit_fast.calibration.inputs import Inputs, input_leaves
 from unit_fast.errors import DataError
 
 
@@ -28,9 +28,8 @@ def read_batch(item: Any, number: int) -> tuple[Inputs, Tensor | None]:
                 "inputs go in one tuple, ((a, b), y), or in a dict"
             )
         x, y = item if len(item) == 2 else (item[0], None)
-    inputs = _inputs(x, number)
-    leaves = [inputs] if isinstance(inputs, Tensor) else list(inputs.values() if isinstance(inputs, dict) else inputs)
-    lengths = {len(leaf) for leaf in leaves}
+    inputs = _inputs(x, "x", number)
+    lengths = {len(leaf) for leaf in input_leaves(inputs).values()}
     if len(lengths) != 1:
         raise DataError(f"batch {number}: its inputs have different numbers of samples: {sorted(lengths)}")
     return inputs, None if y is None else _labels(y, lengths.pop(), number)
@@ -53,16 +52,14 @@ def check_finite(leaves: Mapping[str, Tensor], number: int) -> None:
             )
 
 
-def _inputs(x: Any, number: int) -> Inputs:
+def _inputs(x: Any, name: str, number: int) -> Inputs:
+    if not isinstance(x, Mapping | tuple | list):
+        return _tensor(x, name, number)
+    if not x:
+        raise DataError(f"batch {number}: {name} is an empty {type(x).__name__}; give at least one tensor")
     if isinstance(x, Mapping):
-        inputs: Inputs = {str(name): _tensor(value, f"x[{name!r}]", number) for name, value in x.items()}
-    elif isinstance(x, tuple | list):
-        inputs = tuple(_tensor(value, f"x[{index}]", number) for index, value in enumerate(x))
-    else:
-        return _tensor(x, "x", number)
-    if not inputs:
-        raise DataError(f"batch {number}: x is an empty {type(x).__name__}; give at least one tensor")
-    return inputs
+        return {str(key): _inputs(value, f"{name}[{key!r}]", number) for key, value in x.items()}
+    return tuple(_inputs(value, f"{name}[{index}]", number) for index, value in enumerate(x))
 
 
 def _tensor(value: Any, name: str, number: int) -> Tensor:

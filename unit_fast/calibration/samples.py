@@ -47,8 +47,9 @@ class SampleStore:
 
     Args:
         loader: an iterable of batches ``(x, y)``, ``(x, None)`` or ``x`` alone. ``x`` is a tensor, or a tuple or dict
-            of tensors (several inputs: a tuple only as ``((a, b), y)`` or ``((a, b), None)``), of any dtype,
-            samples along the first dimension. ``y`` are class indices (N,). NumPy arrays are taken as well.
+            (several inputs: a tuple only as ``((a, b), y)`` or ``((a, b), None)``) of tensors or of further tuples and
+            dicts, of any dtype, samples along the first dimension. ``y`` are class indices (N,). NumPy arrays are taken
+            as well.
         device: where batches are given out.
         float_dtype: the dtype floating inputs are given out in; None leaves them as they came.
 

@@ -13,6 +13,7 @@ from unit_fast.calibration.histogram import GrowingHistogram
 from unit_fast.calibration.inputs import call_model
 from unit_fast.calibration.logits import check_logits
 from unit_fast.calibration.samples import SampleStore
+from unit_fast.capture import hint_at_dicts
 from unit_fast.errors import DataError
 from unit_fast.sites import Site, expose_sites
 
@@ -59,11 +60,11 @@ def survey(
             output, activations = call_model(exposed, x)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
             shapes = ", ".join(f"{name} {shape}" for name, shape in samples.input_shapes.items())
             raise DataError(
                 f"the model does not run on the calibration samples ({shapes}): {error}; give samples of the size and "
-                "dtype that the model is served"
+                f"dtype that the model is served{hint_at_dicts(x)}"
             ) from error
         check_activations(activations, rows, samples)
         scores = check_logits(logits(output))
