@@ -134,6 +134,14 @@ def test_several_inputs_as_a_dict_without_labels() -> None:
     assert torch.equal(batch.x["right"], x["right"][4:])
 
 
+def test_inputs_by_name_may_come_in_another_order() -> None:
+    left, right = torch.rand(2, 3), torch.rand(2, 3)
+    with SampleStore([{"left": left, "right": right}, {"right": right, "left": left}]) as samples:
+        batch = samples.read(torch.arange(4))
+    assert torch.equal(batch.x["left"], left.repeat(2, 1))
+    assert torch.equal(batch.x["right"], right.repeat(2, 1))
+
+
 @pytest.mark.parametrize("batch", ["tensor", "list", "pair"])
 def test_x_alone_has_no_labels(batch: str) -> None:
     x = torch.rand(4, 3)

@@ -203,7 +203,7 @@ class SampleStore:
                 )
 
     def _write(self, leaves: dict[str, Tensor]) -> None:
-        columns = [_as_bytes(leaf) for leaf in leaves.values()]
+        columns = [_as_bytes(leaves[leaf.name]) for leaf in self._leaves]  # a dict's order may change between batches
         records = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
         rest = records.numpy().data.cast("B") if records.numel() else memoryview(b"")
         try:
