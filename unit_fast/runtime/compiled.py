@@ -26,6 +26,7 @@ from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, FallbackWarning, ParityError
 from unit_fast.runtime.agreement import difference, judgeable
 from unit_fast.runtime.calls import Call
+from unit_fast.runtime.constants import Constants
 from unit_fast.runtime.explain import SiteNote
 from unit_fast.runtime.flat import FlatGraph, require_devices
 from unit_fast.runtime.packing import pack_bounds
@@ -36,7 +37,7 @@ Function = Callable[..., Any]
 Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 MOST_ALONE = 4
-"""Batch sizes above 1 that a graph is compiled for one by one: each holds the weights, packed, once more."""
+"""Batch sizes above 1 that a graph is compiled for one by one: each may want the weights packed in its own way."""
 
 MOST_COMPILATIONS = 24
 """Of one graph: inputs of a further kind run eagerly. Images of many sizes would else be compiled for without end."""
@@ -51,7 +52,8 @@ class Compiled:
         self._program = program
         self._lock = threading.Lock()
         self._maps = [site.name for site in program.bounds.sites if site.channel_axis == 1]
-        self._output = CompiledGraph(program.module, program.example, maps=self._maps)
+        self._constants = Constants()
+        self._output = self._graph(program.module)
         self._with_counts: CompiledGraph | None = None
         self._with_excess: CompiledGraph | None = None
 
@@ -77,7 +79,7 @@ class Compiled:
         """The model's output, the counts, and the largest excess over a bound, (N, sites) each."""
         with self._lock:
             if self._with_excess is None:
-                self._with_excess = CompiledGraph(self._program.inspecting, self._program.example, (-2,), self._maps)
+                self._with_excess = self._graph(self._program.inspecting, (-2,))
         output, counts, excess = self._with_excess(args, kwargs)
         return output, counts, excess
 
@@ -100,8 +102,11 @@ class Compiled:
     def _counting(self) -> "CompiledGraph":
         with self._lock:
             if self._with_counts is None:
-                self._with_counts = CompiledGraph(self._program.counting, self._program.example, (-1,), self._maps)
+                self._with_counts = self._graph(self._program.counting, (-1,))
             return self._with_counts
+
+    def _graph(self, module: fx.GraphModule, counts: Collection[int] = ()) -> "CompiledGraph":
+        return CompiledGraph(module, self._program.example, self._constants, counts, self._maps)
 
 
 @dataclass(frozen=True)
@@ -131,15 +136,22 @@ class CompiledGraph:
     Args:
         module: the graph.
         example: samples on the device that the graph is on.
+        constants: of all graphs of the model.
         counts: which of its outputs are counts, see :func:`difference`.
         maps: the sites whose activations are maps, (N, C, H, W), of a convolution.
     """
 
     def __init__(
-        self, module: fx.GraphModule, example: Call, counts: Collection[int] = (), maps: Collection[str] = ()
+        self,
+        module: fx.GraphModule,
+        example: Call,
+        constants: Constants,
+        counts: Collection[int] = (),
+        maps: Collection[str] = (),
     ) -> None:
         self._flat = FlatGraph(module)
         self._devices = [tensor.device for tensor in self._flat.tensors(example.args, example.kwargs)]
+        self._constants = constants
         self._counts = counts
         self._maps = maps
         self._batched = self._flat.batched_inputs
@@ -243,7 +255,8 @@ class CompiledGraph:
             module = copy_graph(self._flat.module)
             if _on_cpu(inputs):  # where Inductor runs every convolution in channels_last
                 pack_bounds(module, self._maps)
-            function = _inductor(module, fakes, in_cpp=_on_cpu(inputs))
+            with self._constants.sharing():
+                function = _inductor(module, fakes, in_cpp=_on_cpu(inputs))
         except Exception as error:
             raise BackendUnavailableError(
                 f'torch.compile cannot compile the sanitised graph: {_first_line(error)}; use backend="eager"'
@@ -257,7 +270,7 @@ class CompiledGraph:
         return _Variant(function, key, symbol, tuple(guard.expr for guard in shapes.guards), sizes)
 
 
-def _inductor(module: fx.GraphModule, fakes: Sequence[Any], in_cpp: bool) -> Function:
+def _inductor(module: fx.GraphModule, fakes: list[Any], in_cpp: bool) -> Function:
     """What Inductor makes of ``module``, for inputs like ``fakes``.
 
     Args:
@@ -265,24 +278,28 @@ def _inductor(module: fx.GraphModule, fakes: Sequence[Any], in_cpp: bool) -> Fun
             network of 20 layers, 13 % of all where the layers are small.
     """
     frozen = {"freezing": True}
-    if not in_cpp:
-        return torch._inductor.compile(module, list(fakes), frozen)
-    typed = copy_graph(module)
-    # Where the wrapper is C++, Inductor reads what inputs are like off the graph, which is for any batch size.
-    placeholders = (node for node in typed.graph.nodes if node.op == "placeholder")
-    for node, fake in zip(placeholders, fakes, strict=True):
-        node.meta["val"] = fake
-    try:
-        return torch._inductor.compile(typed, list(fakes), frozen | {"cpp_wrapper": True})
-    except Exception as error:  # noqa: BLE001 - the compiler's, of any kind
-        function = torch._inductor.compile(module, list(fakes), frozen)
+    function: Function
+    if in_cpp:
+        typed = copy_graph(module)
+        # Where the wrapper is C++, Inductor reads what inputs are like off the graph, which is for any batch size.
+        placeholders = (node for node in typed.graph.nodes if node.op == "placeholder")
+        for node, fake in zip(placeholders, fakes, strict=True):
+            node.meta["val"] = fake
+        try:
+            function = torch._inductor.compile(typed, fakes, frozen | {"cpp_wrapper": True})
+        except Exception as error:  # noqa: BLE001 - the compiler's, of any kind
+            reason = _first_line(error)
+        else:
+            return function
+    function = torch._inductor.compile(module, fakes, frozen)
+    if in_cpp:
         warnings.warn(
             "the kernels of the sanitised graph are called from Python, which is slower: Inductor cannot call them "
-            f"from C++: {_first_line(error)}",
+            f"from C++: {reason}",
             FallbackWarning,
             stacklevel=7,
         )
-        return function
+    return function
 
 
 def _first_line(error: Exception) -> str:

@@ -80,8 +80,8 @@ class SanitizedModel(nn.Module):
         """Do now what the first call of these batch sizes would have to do: compile, verify, measure; returns self.
 
         Args:
-            batch_sizes: positive. On the CPU the first four above 1 are each compiled alone, which takes the weights'
-                memory once more; all others share what is compiled.
+            batch_sizes: positive. On the CPU the first four above 1 are each compiled alone, which may take the
+                weights' memory once more; all others share what is compiled.
             monitor: the same for :meth:`monitor`.
 
         Raises:
