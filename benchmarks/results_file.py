@@ -12,6 +12,7 @@ import torch
 from unit_fast.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "triton", "onnxruntime", "openvino", "unit_fast")
 
 
 def environment() -> dict[str, Any]:
@@ -22,7 +23,7 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "triton", "unit_fast")},
+        "versions": {name: _version(name) for name in PACKAGES},
     }
 
 
@@ -34,13 +35,15 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> str:
+    """Name, family and model: the name alone may stand for several generations, one twice as fast as another."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    found = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    name = found.get("model name", platform.processor())
+    numbers = [f"{title} {found[key]}" for title, key in (("family", "cpu family"), ("model", "model")) if key in found]
+    return ", ".join([name, *numbers])
 
 
 def write_results(name: str, figures: Any, folder: Path = RESULTS) -> Path:
