@@ -1,6 +1,7 @@
 """What sanitising costs at run time: each way of running a model in a process of its own, a burst of calls in turn.
 
     python -m benchmarks.runtime --part cpu        # ResNet-18 at 32×32, batches 1 and 16, neuron bounds: 14 minutes
+    python -m benchmarks.runtime --part networks   # other networks, and what calling kernels from C++ gains: 15 minutes
     python -m benchmarks.runtime --part monitor    # what monitor and inspect add to a call: 5 minutes
     python -m benchmarks.runtime --part detection  # the two backdoored traffic sign models, all 4,000 test images
 
@@ -14,7 +15,7 @@ import dataclasses
 import functools
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ import torch
 from torch import Tensor, nn
 
 import unit_fast as uf
-from benchmarks.models import make, make_bounds
+from benchmarks.models import available, make, make_bounds
 from benchmarks.results_file import RESULTS, write_results
 from tests import gtsrb
 from unit_fast.bounds import Bounds
 from unit_fast.export import OnnxRuntimeModel
 from unit_fast.export.openvino_model import OpenVinoModel
+from unit_fast.runtime import compiled
 from unit_fast.timing import Call, Failure, interleaved
 
 MODEL = "resnet18_32"
+NETWORKS = ("resnet18_32", "resnet20_32", "vgg_32", "densenet_32", "mobilenet_v2_32", "vit_32")
 BATCHES = (1, 16)
 BASELINE = "unclamped torch.compile"
 # Of the largest output; eight bits of activations give two digits.
@@ -77,6 +80,16 @@ def _sanitised(backend: str, model: nn.Module, x: Tensor, bounds: Bounds) -> Cal
     return uf.sanitize(model, bounds, x, backend=backend).warmup(BATCHES)  # type: ignore[arg-type]
 
 
+def _called_from_python(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
+    # As before kernels were called from C++, all else alike.
+    in_cpp = compiled._inductor
+    compiled._inductor = lambda module, inputs, **_: in_cpp(module, inputs, in_cpp=False)
+    try:
+        return _sanitised("compile", model, x, bounds)
+    finally:
+        compiled._inductor = in_cpp
+
+
 def _int8(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
     samples = torch.randn(256, *x.shape[1:], generator=torch.Generator().manual_seed(1))
     fast = uf.sanitize(model, bounds, x, dtype="int8", calibration_data=samples.split(64))
@@ -109,12 +122,21 @@ PROVIDERS: dict[str, Callable[[nn.Module, Tensor, Bounds], Callable[[Tensor], An
 }
 
 
-def build(provider: str) -> Mapping[str, Call]:
+WAYS: dict[str, Callable[[nn.Module, Tensor, Bounds], Callable[[Tensor], Any]]] = {
+    BASELINE: _compile,
+    "sanitised compile, kernels called from Python": _called_from_python,
+    "sanitised compile": PROVIDERS["sanitised compile"],
+    "sanitised auto": PROVIDERS["sanitised auto"],
+}
+"""Those of the part "networks"."""
+
+
+def build(provider: str, network: str = MODEL) -> Mapping[str, Call]:
     """The calls of one provider by batch size, checked against the eager graph; runs in the provider's process."""
-    model, x = make(MODEL)
+    model, x = make(network)
     bounds = make_bounds(model, x, "neuron")
     reference = model if provider.startswith("unclamped") else uf.sanitize(model, bounds, x, backend="eager")
-    run = PROVIDERS[provider](model, x, bounds)
+    run = (PROVIDERS | WAYS)[provider](model, x, bounds)
     calls: dict[str, Call] = {}
     for batch in BATCHES:
         rows = x[torch.arange(batch) % len(x)].contiguous()
@@ -134,12 +156,30 @@ def _without_gradients(run: Callable[[Tensor], Any], rows: Tensor) -> object:
 
 def cpu(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
     """Milliseconds a call of every provider, and how many times as fast as the unclamped torch.compile it is."""
+    rows = _timed(PROVIDERS, MODEL, rounds, seconds, restarts)
+    return {"model": MODEL, "threads": torch.get_num_threads(), "processes": 1 + restarts, "rows": rows}
+
+
+def networks(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
+    """The same of the sanitised networks in torch.compile, kernels called from Python and from C++, and by auto."""
+    rows = []
+    for network in NETWORKS:
+        if (reason := available(network)) is not None:
+            _logger.warning("%s is left out: %s", network, reason)
+            continue
+        rows += [{"network": network} | row for row in _timed(WAYS, network, rounds, seconds, restarts)]
+    return {"threads": torch.get_num_threads(), "processes": 1 + restarts, "rows": rows}
+
+
+def _timed(
+    providers: Collection[str], network: str, rounds: int, seconds: float, restarts: int
+) -> list[dict[str, Any]]:
     found = interleaved(
-        {provider: functools.partial(build, provider) for provider in PROVIDERS},
+        {provider: functools.partial(build, provider, network) for provider in providers},
         rounds=rounds,
         seconds=seconds,
         restarts=restarts,
-        progress=lambda done, total: _logger.info("%d of %d", done, total),
+        progress=lambda done, total: _logger.info("%s: %d of %d", network, done, total),
     )
     rows: list[dict[str, Any]] = []
     baseline = found[BASELINE]
@@ -153,7 +193,7 @@ def cpu(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
             if not isinstance(baseline, Failure):
                 row["speed"] = baseline[batch].median / timing.median
             rows.append(row)
-    return {"model": MODEL, "threads": torch.get_num_threads(), "processes": 1 + restarts, "rows": rows}
+    return rows
 
 
 WATCHED = ("alone", "monitor", "inspect")
@@ -224,6 +264,7 @@ def _at(limit: float, fast: uf.SanitizedModel, measure: str, trigger: Any, targe
 
 PARTS: dict[str, Callable[[int, float, int], dict[str, Any]]] = {
     "cpu": cpu,
+    "networks": networks,
     "monitor": monitor,
     "detection": detection,
 }
