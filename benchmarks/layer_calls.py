@@ -88,7 +88,8 @@ def compiled(layer: Layer, given: Operands) -> Callable[[Operands], Tensor]:
     """The layer by torch.compile's compiler, its weights and bound frozen; takes inputs laid out as the given ones.
 
     The captured graph goes straight to the compiler, as ``unit_fast.runtime.compiled`` does it: Dynamo's guards would
-    take longer than many a layer. Call it without gradients.
+    take longer than many a layer. Its one or two kernels are called from Python, with the bound and without. Call it
+    without gradients.
     """
 
     def inputs(operands: Operands) -> list[Tensor]:

@@ -4,18 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.results_file import read_results
-from benchmarks.table_cells import spread
+from benchmarks.table_cells import NETWORKS, spread
 
-NETWORKS = {
-    "resnet18_32": "ResNet-18, 32²",
-    "resnet20_32": "ResNet-20, 32²",
-    "vgg_32": "VGG (ELU), 32²",
-    "densenet_32": "DenseNet, 32²",
-    "vit_32": "ViT (GELU), 32²",
-    "mobilenet_v2_32": "MobileNetV2, trained, 32²",
-    "mobilenet_v2": "MobileNetV2, 224²",
-    "efficientnet_lite0": "EfficientNet-Lite0, real weights, 224²",
-}
 _COLUMNS = {
     "`clip`, tensor": ("clip", "tensor", "fp32"),
     "`folded`, tensor": ("folded", "tensor", "fp32"),

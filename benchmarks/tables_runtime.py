@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.results_file import read_results
-from benchmarks.table_cells import spread
+from benchmarks.table_cells import NETWORKS, spread
 
-NETWORKS = {
+_BASELINE = "unclamped torch.compile"
+SIGNS = {
     "gtsrb_vgg_badnets_target8": "VGG, white patch (BadNets)",
     "gtsrb_vgg_trojan_wm_target2": "VGG, watermark (Trojan)",
 }
@@ -25,6 +26,19 @@ def runtime_cpu() -> list[list[str]]:
             row = found[provider, batch]
             cells += [spread(row), f"{row['speed']:.2f}×"]
         table.append([provider, *cells])
+    return table
+
+
+def runtime_networks() -> list[list[str]]:
+    """By network and batch size milliseconds without bounds, and the speed of each sanitised way over that."""
+    rows = [row for row in read_results("runtime_networks")["rows"] if "speed" in row]
+    ways = [way for way in dict.fromkeys(row["provider"] for row in rows) if way != _BASELINE]
+    found = {(row["network"], row["batch"], row["provider"]): row for row in rows}
+    table = [["network", "batch", f"{_BASELINE}, ms (p20 to p80)", *ways]]
+    for network, batch in dict.fromkeys((row["network"], row["batch"]) for row in rows):
+        of_ways = [found.get((network, batch, way)) for way in ways]
+        speeds = ["failed" if row is None else f"{row['speed']:.2f}×" for row in of_ways]
+        table.append([NETWORKS[network], str(batch), spread(found[network, batch, _BASELINE]), *speeds])
     return table
 
 
@@ -48,12 +62,13 @@ def detection() -> list[list[str]]:
     for row in read_results("runtime_detection")["rows"]:
         shares = (row["detected"], row["detected_at_threshold"], row["false_alarms_at_threshold"])
         cells = [f"{row['auroc']:.3f}", *(f"{100 * share:.1f}" for share in shares)]
-        table.append([NETWORKS[row["model"]], row["measure"], *cells])
+        table.append([SIGNS[row["model"]], row["measure"], *cells])
     return table
 
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "runtime_cpu": runtime_cpu,
+    "runtime_networks": runtime_networks,
     "runtime_monitor": monitor,
     "detection": detection,
 }

@@ -69,7 +69,7 @@ def export(
     started = time.perf_counter()
     require_bounds(bounds)
     options.check_bounds(bounds)
-    with _working_folder(path) as folder, _calibration_samples(options, calibration_data) as samples:
+    with _working_folder(path) as folder, _calibration_samples(options, calibration_data, example_input) as samples:
         sanitised = _sanitised_graph(model, bounds, example_input)
         return _write(sanitised, bounds, path, example_input, options, samples, folder, started)
 
@@ -84,12 +84,14 @@ def export_graph(
 ) -> ExportReport:
     """Export a sanitised graph as it is, whatever became of its weights; otherwise as :func:`export`."""
     started = time.perf_counter()
-    with _working_folder(path) as folder, _calibration_samples(options, calibration_data) as samples:
+    with _working_folder(path) as folder, _calibration_samples(options, calibration_data, example_input) as samples:
         return _write(sanitised, bounds, path, example_input, options, samples, folder, started)
 
 
 @contextmanager
-def _calibration_samples(options: Options, calibration_data: Iterable[Any] | None) -> Iterator[SampleStore | None]:
+def _calibration_samples(
+    options: Options, calibration_data: Iterable[Any] | None, example_input: Example
+) -> Iterator[SampleStore | None]:
     """The samples that int8 is fitted to; nothing at other precisions."""
     if options.precision != "int8":
         if calibration_data is not None:
@@ -105,7 +107,7 @@ def _calibration_samples(options: Options, calibration_data: Iterable[Any] | Non
         raise DataError(
             f"calibration_data is a {type(calibration_data).__name__}; expected batches of (x, y) or x, as of a loader"
         )
-    with SampleStore(calibration_data) as samples:
+    with SampleStore(calibration_data, example=example_input) as samples:
         if len(samples) < FEWEST_SAMPLES:
             raise DataError(
                 f"calibration_data holds {len(samples)} samples; int8 needs at least {FEWEST_SAMPLES}, better a few "

@@ -121,7 +121,10 @@ def hint_at_dicts(inputs: object) -> str:
 
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """The batch size of a call: the first dimension of its first tensor that has one."""
-    for leaf in pytree.tree_leaves((args, kwargs)):
+    # Most often it is the first argument; to flatten all takes 10 µs of each call that is chosen by its size.
+    first = args[0] if args else None
+    leaves = [first] if isinstance(first, Tensor) and first.ndim > 0 else pytree.tree_leaves((args, kwargs))
+    for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.ndim > 0:
             return leaf.shape[0]
     raise CaptureError("example_input holds no tensor with a batch dimension; pass at least one, of shape (N, ...)")

@@ -35,6 +35,13 @@ def _cpu_layer(batch: int, count: int) -> dict[str, Any]:
 
 PAIR = [(kind, 1 if kind == "unclamped" else 1.5) for kind in ("unclamped", "sanitised")]
 RESULTS: dict[str, Any] = {
+    "runtime_networks": {
+        "rows": [
+            _ms(2.0 / speed, network="vit_32", provider=kind, batch=n, speed=speed)
+            for n in (1, 16)
+            for kind, speed in (("unclamped torch.compile", 1.0), ("sanitised auto", 1.25))
+        ]
+    },
     "scaling_batch": [_ms(t * n, provider=kind, batch=n) for kind, t in PAIR for n in (1, 2)],
     "scaling_resolution": [_ms(t, provider=kind, batch=4, side=16) for kind, t in PAIR],
     "scaling_width": [_ms(t, provider=kind, batch=4, width=8) for kind, t in PAIR],
@@ -91,6 +98,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("name", "row", "cells"),
     [
+        ("runtime_networks", 2, ["ViT (GELU), 32²", "16", "2.00 (1.80 to 2.20)", "1.25×"]),
         ("scaling_batch", 1, ["1", "1.00 (0.90 to 1.10)", "1.50 (1.35 to 1.65)", "1.50×", "100 → 150"]),
         ("scaling_resolution", 1, ["16", "1.00 (0.90 to 1.10)", "1.50 (1.35 to 1.65)", "1.50×", "100 → 150"]),
         ("scaling_threads", 1, ["2, 16", "1.00 (0.90 to 1.10)", "1.50 (1.35 to 1.65)", "1.50×", "100 → 150"]),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unit_fast import DataError, sanitize
 from unit_fast.calibration import Maximum, Method, Percentile, Unit, calibrate
-from unit_fast.calibration.inputs import input_leaves, rebuild_inputs
+from unit_fast.calibration.inputs import input_leaves, ordered_like, rebuild_inputs
 
 Y = torch.arange(40) % 2
 
@@ -60,10 +60,16 @@ def test_what_was_calibrated_with_one_dict_is_called_with_it() -> None:
     [
         (OneDict(), inputs(), None, r"keyword argument.* put it into a tuple, \(\{...\},\)"),
         (OneDict(), inputs(), (inputs(),), r"keyword argument.* put it into a tuple, \(\{...\},\)"),
+        (
+            OneDict(),
+            ({"b": inputs()["b"], "c": inputs()["a"]},),
+            (inputs(),),
+            "does not run on the calibration samples",
+        ),
         (ByName(), (inputs(),), None, "missing 1 required positional argument: 'b'"),
         (ByName(), (inputs(),), inputs(), r"\(x\[0\]\['b'\] \(4,\), x\[0\]\['a'\] \(3,\)\): .*missing .*'a'"),
     ],
-    ids=["by name", "by name, example", "whole", "whole, example"],
+    ids=["by name", "by name, example", "another key", "whole", "whole, example"],
 )
 def test_a_dict_that_is_given_the_other_way_is_refused(model: nn.Module, x: Any, example: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
@@ -85,3 +91,22 @@ def test_leaves_are_put_back_where_they_were(x: Any) -> None:
     for path, leaf in leaves.items():
         assert eval(path) is leaf
     assert str(rebuild_inputs(x, list(leaves.values()))) == str(x)
+
+
+def test_dicts_are_ordered_as_the_example_has_them_and_nothing_else_is_changed() -> None:
+    one, two, three = torch.ones(1), torch.ones(2), torch.ones(3)
+    found = ordered_like(({"b": one, "a": (two,)}, three), ({"a": [None], "b": None}, None))
+    assert str(found) == str(({"a": (two,), "b": one}, three))
+    for x, example in ((one, {"a": 1}), ({"a": one}, {"b": 1}), ((one, two), (1,)), ({"a": one}, None)):
+        assert ordered_like(x, example) is x
+
+
+class Numbered(nn.Module):
+    def forward(self, inputs: dict[int, Tensor]) -> Tensor:
+        return torch.relu(inputs[0] - inputs[1])
+
+
+def test_keys_that_are_no_strings_stay_as_they_are() -> None:
+    x = {0: torch.rand(40, 2), 1: torch.rand(40, 2)}
+    bounds = calibrate(Numbered(), [((x,), Y)], Maximum())
+    torch.testing.assert_close(bounds["relu"], torch.relu(x[0] - x[1]).amax(0))

@@ -178,6 +178,22 @@ def test_what_is_slower_at_first_only_is_found_out_in_the_end(choosing):
     assert auto(images(1)) == "onnxruntime"
 
 
+def test_a_clock_that_slows_once_some_are_out_chooses_none_of_those(choosing):
+    def slowing(name, seconds):
+        class Slowing(candidate(name, 0.0)):
+            def __call__(self, x):  # noqa: ARG002 - the protocol's
+                CLOCK.now += seconds * (1.0 if CLOCK.now - start < 1.6 else 1.3)
+                return name
+
+        return Slowing
+
+    start = CLOCK.now
+    auto = choosing(slowing("compile", 0.0102), slowing("onnxruntime", 0.0100), slowing("openvino", 0.0110))
+    auto.warmup([1])
+    assert auto(images(1)) == "onnxruntime"
+    assert auto.explain()[0].why.count(" ms") == 3
+
+
 def test_what_is_never_chosen_is_let_go(choosing):
     auto = choosing(candidate("compile", 0.01), candidate("onnxruntime", 0.02))
     auto.warmup([1, 2])

@@ -3,7 +3,7 @@
 An argument is a tensor, or a tuple or dict of them: ``({"a": a},)`` is one dict, ``{"a": a}`` the argument ``a``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -30,6 +30,14 @@ def input_leaves(x: Inputs, name: str = "x") -> dict[str, Tensor]:
 
 def rebuild_inputs(like: Inputs, leaves: list[Tensor]) -> Inputs:
     """``leaves``, in the order of :func:`input_leaves`, structured as ``like``."""
-    rest = iter(leaves)
-    rebuilt: Inputs = pytree.tree_map(lambda _: next(rest), like)
+    rebuilt: Inputs = pytree.tree_unflatten(leaves, pytree.tree_structure(like))
     return rebuilt
+
+
+def ordered_like(x: Inputs, example: Any) -> Inputs:
+    """``x`` with the keys of its dicts in the order of those in ``example``, where they have the same."""
+    if isinstance(x, dict) and isinstance(example, Mapping) and x.keys() == example.keys():
+        return {key: ordered_like(x[key], value) for key, value in example.items()}
+    if isinstance(x, tuple) and isinstance(example, tuple | list) and len(x) == len(example):
+        return tuple(ordered_like(*pair) for pair in zip(x, example, strict=True))
+    return x

@@ -28,6 +28,8 @@ def read_batch(item: Any, number: int) -> tuple[Inputs, Tensor | None]:
                 "inputs go in one tuple, ((a, b), y), or in a dict"
             )
         x, y = item if len(item) == 2 else (item[0], None)
+    if isinstance(x, Mapping):
+        x = {str(key): value for key, value in x.items()}  # names of arguments
     inputs = _inputs(x, "x", number)
     lengths = {len(leaf) for leaf in input_leaves(inputs).values()}
     if len(lengths) != 1:
@@ -58,7 +60,7 @@ def _inputs(x: Any, name: str, number: int) -> Inputs:
     if not x:
         raise DataError(f"batch {number}: {name} is an empty {type(x).__name__}; give at least one tensor")
     if isinstance(x, Mapping):
-        return {str(key): _inputs(value, f"{name}[{key!r}]", number) for key, value in x.items()}
+        return {key: _inputs(value, f"{name}[{key!r}]", number) for key, value in x.items()}
     return tuple(_inputs(value, f"{name}[{index}]", number) for index, value in enumerate(x))
 
 

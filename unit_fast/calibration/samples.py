@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unit_fast.calibration.inputs import Inputs, input_leaves, rebuild_inputs
+from unit_fast.calibration.inputs import Inputs, input_leaves, ordered_like, rebuild_inputs
 from unit_fast.calibration.loader_batches import check_finite, read_batch
 from unit_fast.calibration.split import Split, split_by_class
 from unit_fast.errors import DataError
@@ -52,6 +52,7 @@ class SampleStore:
             as well.
         device: where batches are given out.
         float_dtype: the dtype floating inputs are given out in; None leaves them as they came.
+        example: what the model is called with; dicts are given out in the order of its keys, else in the first batch's.
 
     Raises:
         DataError: the loader is empty; a batch is no such thing; inputs hold NaN or infinity; shapes or dtypes differ
@@ -63,9 +64,11 @@ class SampleStore:
         loader: Iterable[Any],
         device: torch.device | str = "cpu",
         float_dtype: torch.dtype | None = None,
+        example: Any = None,
     ) -> None:
         self.device = torch.device(device)
         self._float_dtype = float_dtype
+        self._example = example
         self._leaves: tuple[_Leaf, ...] = ()
         self._like: Inputs | None = None
         self._starts: list[int] = []  # first sample of each batch of the loader, to name it in messages
@@ -165,6 +168,7 @@ class SampleStore:
         labels: list[Tensor | None] = []
         for number, item in enumerate(loader):
             x, y = read_batch(item, number)
+            x = ordered_like(x, self._example)
             leaves = input_leaves(x)
             self._check_leaves(x, leaves, number)
             check_finite(leaves, number)

@@ -60,7 +60,7 @@ def survey(
             output, activations = call_model(exposed, x)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
             shapes = ", ".join(f"{name} {shape}" for name, shape in samples.input_shapes.items())
             raise DataError(
                 f"the model does not run on the calibration samples ({shapes}): {error}; give samples of the size and "

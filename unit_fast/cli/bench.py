@@ -70,10 +70,11 @@ def bench(
     batches = _parse_batches(batch)
 
     from unit_fast.bounds import Bounds
+    from unit_fast.capture import capture
     from unit_fast.cli.contenders import UNCLAMPED, Contender, load_same_model
     from unit_fast.cli.devices import parse_device
     from unit_fast.cli.models import check_runs
-    from unit_fast.runtime import sanitize
+    from unit_fast.sites import find_sites
     from unit_fast.timing import interleaved
 
     with terminal.warnings_as_notes(), tempfile.TemporaryDirectory() as folder:
@@ -86,7 +87,9 @@ def bench(
         example = _example(loaded, inputs, place)
         check_runs(loaded, example)
         if learned is not None:
-            sanitize(loaded, learned, example, backend="eager")  # refuses bounds of another model, before the processes
+            captured = capture(loaded, example)
+            learned.require_model(captured.meta["fingerprint"], find_sites(captured))
+            del captured
         else:
             terminal.note("no --bounds: timing with stand-ins from the statistics of random inputs; speed is the same")
             _stand_in_bounds(loaded, example, granularity.value).save(file)

@@ -110,9 +110,8 @@ class Automatic:
                 runner = self._warmed(name, size, monitor and name == self._first)
                 if runner is not None:
                     running[name] = runner
-            seconds = self._measure(running, call) if len(running) > 1 else {}
-            fastest = min(seconds, key=seconds.__getitem__) if seconds else next(iter(running), "eager")
-            choice = _Choice(fastest, seconds)
+            several = len(running) > 1
+            choice = self._measure(running, call) if several else _Choice(next(iter(running), "eager"), {})
             self._choices = {**self._choices, size: choice}  # others may be reading the old ones
             if monitor:
                 self.monitor(*call.args, **call.kwargs)
@@ -205,12 +204,13 @@ class Automatic:
                     runner = self._made[name] = make(self._program)
         return runner
 
-    def _measure(self, runners: Mapping[str, Inspector], call: Call) -> dict[str, float]:
+    def _measure(self, runners: Mapping[str, Inspector], call: Call) -> _Choice:
         taken: dict[str, list[float]] = {name: [] for name in runners}
         medians: dict[str, float] = {}
         close = list(runners)
         for done in range(MOST_ROUNDS):
-            if done >= ROUNDS:
+            if done == ROUNDS:
+                # From here on among these alone, all measured as long: the clock may change after the others are out.
                 close = [name for name in close if medians[name] <= CLOSE * min(medians.values())]
                 if len(close) == 1:
                     break
@@ -219,7 +219,7 @@ class Automatic:
                 once()  # the other's threads have gone to sleep by its end
                 taken[name].extend(burst(once, SECONDS, self.clock))
                 medians[name] = median(taken[name])
-        return medians
+        return _Choice(min(close, key=medians.__getitem__), medians)
 
 
 def able(device: torch.device, dtype: torch.dtype) -> dict[str, type[Inspector]]:

@@ -8,16 +8,21 @@ graphs for the output, for counting and for other batch sizes each has copies of
 import ctypes
 import hashlib
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import convert_frame
 from torch._inductor.codecache import PyCodeCache
 
-_mkldnn = torch.ops.mkldnn
+_mkldnn: Any = torch.ops.mkldnn
+# Whoever compiles by torch.compile holds this, so that no module of theirs appears among ours.
+_compiling: AbstractContextManager[Any] = getattr(convert_frame, "compile_lock", None) or threading.RLock()
 
 
 class Constants:
@@ -31,24 +36,36 @@ class Constants:
     @contextmanager
     def sharing(self) -> Iterator[None]:
         """Around a compilation; one at a time."""
-        before = set(map(id, PyCodeCache.modules))
-        yield
-        for module in [module for module in PyCodeCache.modules if id(module) not in before]:
-            frozen = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
-            if not frozen:
-                continue  # Inductor may give the same one to others
-            self._modules.append(module)
-            for name, tensor in frozen.items():
-                if tensor.device.type == "cpu":
-                    setattr(module, name, self._kept.setdefault(_content(tensor), tensor))
+        with _compiling:
+            before = list(PyCodeCache.modules)  # held, so that no new one gets the id of one that has gone meanwhile
+            known = set(map(id, before))
+            try:
+                yield
+            finally:
+                for module in [module for module in list(PyCodeCache.modules) if id(module) not in known]:
+                    self._take(module)
+
+    def _take(self, module: ModuleType) -> None:
+        frozen = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+        if not frozen:
+            return  # Inductor may give the same one to others
+        self._modules.append(module)
+        for name, tensor in frozen.items():
+            content = _content(tensor)
+            if content is not None:
+                setattr(module, name, self._kept.setdefault(content, tensor))
 
 
-def _content(tensor: Tensor) -> tuple[object, ...]:
-    """What makes two tensors on the CPU the same: shape, dtype, layout in memory and bytes."""
+def _content(tensor: Tensor) -> tuple[object, ...] | None:
+    """What makes two tensors the same: shape, dtype, layout in memory and bytes. None of those that it cannot tell."""
+    if tensor.device.type != "cpu":
+        return None
     kind = tensor.layout, tensor.dtype, tuple(tensor.shape)
     if tensor.is_mkldnn:  # its layout is one of oneDNN's, by blocks
         layout = _mkldnn._get_mkldnn_serialized_md(tensor)
         return *kind, bytes(layout.numpy()), _digest(_mkldnn.data_ptr(tensor), _mkldnn._nbytes(tensor))
+    if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized:
+        return None
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     length = span * tensor.element_size() if tensor.numel() else 0
     return *kind, tensor.stride(), _digest(tensor.data_ptr(), length)

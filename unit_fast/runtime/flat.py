@@ -30,8 +30,8 @@ class FlatGraph:
         placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         self._flatten = _flattener(placeholders, codegen)
         # Most models take tensors by position, and binding and flattening them takes 20 µs a call.
-        by_position = pytree.tree_structure(((0,) * len(placeholders), {}))
-        self._by_position = len(placeholders) if by_position == codegen.pytree_info.in_spec else -1
+        by_position = pytree.tree_structure(((0,) * len(placeholders), {})) == codegen.pytree_info.in_spec
+        self._by_position = len(placeholders) if by_position and all(map(_is_tensor, placeholders)) else -1
         for node in placeholders:
             if not _is_tensor(node):  # numbers and None, of which capture has made constants
                 self.module.graph.erase_node(node)
@@ -43,7 +43,10 @@ class FlatGraph:
         self._leaves = list(pytree.tree_leaves(output.args[0]))
         computed = [leaf for leaf in self._leaves if isinstance(leaf, fx.Node)]
         self.tensor_outputs = [not _is_size(node) for node in computed]
-        self._one_tensor = self.tensor_outputs == [True] and self._output_spec == pytree.tree_structure(0)
+        # Most models return one tensor, and counting makes a pair of it: as they come, without nesting them anew.
+        tensors_only = all(self.tensor_outputs) and len(computed) == len(self._leaves)
+        self._one_tensor = tensors_only and self._output_spec == pytree.tree_structure(0)
+        self._tuple = tensors_only and self._output_spec == pytree.tree_structure((0,) * len(computed))
         self.module.graph.set_codegen(fx.graph.CodeGen())
         self._sizes = None
         if not all(self.tensor_outputs):
@@ -67,6 +70,8 @@ class FlatGraph:
         """What the model returns, from what the graph returns on ``inputs``."""
         if self._one_tensor:
             return outputs[0]
+        if self._tuple:
+            return tuple(outputs)
         tensors, sizes = iter(outputs), iter(() if self._sizes is None else self._sizes(*inputs))
         kinds = iter(self.tensor_outputs)
         leaves = [

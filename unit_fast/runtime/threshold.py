@@ -15,7 +15,7 @@ MEASURES = ("saturation", "excess")
 
 def saturation(counts: Tensor, neurons: int) -> Tensor:
     """The share of a sample's ``neurons`` above their bound, (N,) float32 in [0, 1], from counts (N, sites)."""
-    return (counts.sum(1) / neurons).float()
+    return counts.sum(1, dtype=torch.float32) / neurons
 
 
 def relative_excess(excess: Tensor, bounds: Bounds) -> Tensor:

@@ -6,7 +6,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import Tensor, nn
 
+from tests.runtime.networks import bounds_of
+from unit_fast import sanitize
 from unit_fast.calibration.samples import SampleStore
 from unit_fast.export.quantization.ranges import Range, collect_means, collect_ranges
 
@@ -37,3 +40,30 @@ def test_means_are_by_channel_over_samples_and_positions(doubled: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(means["y", 1]), 2 * images.double().mean((0, 2)), rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.from_numpy(means["x", -1]), images.double().mean((0, 1)), rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.from_numpy(means["x", 1]), images.double().mean((0, 2)), rtol=1e-5, atol=0)
+
+
+class Difference(nn.Module):
+    """Takes one dict of two tensors of the same shape, which must not be mixed up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 5)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return self.head(torch.relu(self.left(x["left"]) - self.right(x["right"])))
+
+
+def test_dicts_in_another_order_than_the_examples_are_not_mixed_up() -> None:
+    drawn = {"left": torch.rand(64, 4), "right": 40 * torch.randn(64, 4)}
+    model, example = Difference().eval(), ({name: rows[:2] for name, rows in drawn.items()},)
+    bounds = bounds_of(model, example, most=20.0)
+    swapped = {name: drawn[name] for name in ("right", "left")}
+    quantised = [
+        sanitize(model, bounds, example, backend="onnxruntime", dtype="int8", calibration_data=[((x,), None)])
+        for x in (drawn, swapped)
+    ]
+    outputs = [fast(drawn) for fast in quantised]
+    assert torch.equal(*outputs)
+    expected = sanitize(model, bounds, example, backend="eager")(drawn)
+    assert float((outputs[0] - expected).abs().max() / expected.abs().max()) < 0.05
