@@ -175,7 +175,10 @@ class Automatic:
 
     def _order(self, name: str) -> Iterator[str]:
         """What is left to run, the named one first."""
-        return (other for other in dict.fromkeys((name, *self._candidates, "eager")) if other not in self._dropped)
+        dropped = self._dropped
+        if name not in dropped:
+            yield name
+        yield from (other for other in (*self._candidates, "eager") if other != name and other not in dropped)
 
     def _warmed(self, name: str, size: int, monitor: bool) -> Inspector | None:
         if name in self._dropped:

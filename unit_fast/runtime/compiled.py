@@ -161,7 +161,7 @@ class CompiledGraph:
         self._batched = self._flat.batched_inputs
         self._variants: list[_Variant] = []
         self._known: dict[Key, Function] = {}
-        # What calls the kernels: C++ saves 0.1 ms a call of 20 layers, 13 % of all where the layers are small.
+        # What calls the kernels: C++ saves 0.1 ms a call of a network of 20 layers.
         self._in_cpp = IN_CPP and all(device.type == "cpu" for device in self._devices)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
