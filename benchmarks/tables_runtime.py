@@ -1,5 +1,6 @@
 """Tables of what the runtime costs and detects."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,8 @@ def runtime_networks() -> list[list[str]]:
     ways = [way for way in dict.fromkeys(row["provider"] for row in rows) if way != _BASELINE]
     found = {(row["network"], row["batch"], row["provider"]): row for row in rows}
     table = [["network", "batch", f"{_BASELINE}, ms (p20 to p80)", *ways]]
-    for network, batch in dict.fromkeys((row["network"], row["batch"]) for row in rows):
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    for network, batch in itertools.product(networks, sorted({row["batch"] for row in rows})):
         of_ways = [found.get((network, batch, way)) for way in ways]
         speeds = ["failed" if row is None else f"{row['speed']:.2f}×" for row in of_ways]
         table.append([NETWORKS[network], str(batch), spread(found[network, batch, _BASELINE]), *speeds])
