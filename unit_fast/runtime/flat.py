@@ -29,7 +29,7 @@ class FlatGraph:
         self._output_spec = codegen.pytree_info.out_spec
         placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         self._flatten = _flattener(placeholders, codegen)
-        # Most models take tensors by position, and binding and flattening them takes 20 µs a call.
+        # Most models take tensors by position; binding and flattening them takes 5 µs a call, more in a cold cache.
         by_position = pytree.tree_structure(((0,) * len(placeholders), {})) == codegen.pytree_info.in_spec
         self._by_position = len(placeholders) if by_position and all(map(_is_tensor, placeholders)) else -1
         for node in placeholders:
