@@ -89,55 +89,79 @@ def finish_and_count(
 
 
 @triton.jit
-def store_tile(
-    acc,  # (BLOCK_M, columns) float32
+def load_residual(
+    residual_ptr,  # as the output, (M, N), or None
     first,  # int64, a row of the output
     local,  # (BLOCK_M,) int32, the tile's rows, counted from first
     row_ok,
     cols,  # (columns,) int32
     N,
-    out_ptr,  # (M, N), N contiguous
-    bias_ptr,  # (N,) or None
-    residual_ptr,  # as out, or None
+):
+    """The residual of a matrix tile, None without. Only ``first`` is 64-bit, which the launchers check."""
+    value = None
+    if residual_ptr is not None:
+        ok = row_ok[:, None] & (cols < N)[None, :]
+        value = tl.load(residual_ptr + first * N + local[:, None] * N + cols[None, :], mask=ok, other=0.0)
+    return value
+
+
+@triton.jit
+def load_bound(
     bound_ptr,  # (), (N,) or (sample_rows, N), by BOUND; None without
-    count_ptr,  # (samples,) int32, or None
+    first,
+    local,
+    row_ok,
+    cols,
+    N,
     sample_rows,  # rows a sample: P·Q after a convolution, tokens after a linear
     BOUND: tl.constexpr,  # "none" | "tensor" | "channel" | "neuron"
+):
+    """The bound of a matrix tile, None without."""
+    value = None
+    if BOUND == "tensor":
+        value = tl.load(bound_ptr)
+    elif BOUND == "channel":
+        value = tl.load(bound_ptr + cols, mask=cols < N, other=0.0)[None, :]
+    elif BOUND == "neuron":
+        within = (first % sample_rows).to(tl.int32) + local  # rows since the sample of first began
+        neurons = (within % sample_rows)[:, None] * N + cols[None, :]
+        value = tl.load(bound_ptr + neurons, mask=row_ok[:, None] & (cols < N)[None, :], other=0.0)
+    return value
+
+
+@triton.jit
+def store_tile(
+    acc,  # (BLOCK_M, columns) float32
+    residual,  # of ``load_residual``
+    bound,  # of ``load_bound``
+    first,
+    local,
+    row_ok,
+    cols,
+    N,
+    out_ptr,  # (M, N), N contiguous
+    bias_ptr,  # (N,) or None
+    count_ptr,  # (samples,) int32, or None
+    sample_rows,
     ACT: tl.constexpr,
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
 ):
-    """The epilogue of a matrix tile: load what it needs, finish, store.
-
-    Only ``first`` is 64-bit; offsets within a tile and a sample are 32-bit, which the launchers check.
-    """
-    col_ok = cols < N
-    ok = row_ok[:, None] & col_ok[None, :]
-    offsets = local[:, None] * N + cols[None, :]
+    """The epilogue of a matrix tile: finish and store."""
     bias = None
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + cols, mask=col_ok, other=0.0)[None, :]
-    residual = None
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + first * N + offsets, mask=ok, other=0.0)
-    within = (first % sample_rows).to(tl.int32) + local  # rows since the sample of first began
-    bound = None
-    if BOUND == "tensor":
-        bound = tl.load(bound_ptr)
-    elif BOUND == "channel":
-        bound = tl.load(bound_ptr + cols, mask=col_ok, other=0.0)[None, :]
-    elif BOUND == "neuron":
-        neurons = (within % sample_rows)[:, None] * N + cols[None, :]
-        bound = tl.load(bound_ptr + neurons, mask=ok, other=0.0)
+        bias = tl.load(bias_ptr + cols, mask=cols < N, other=0.0)[None, :]
+    ok = row_ok[:, None] & (cols < N)[None, :]
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     if count_ptr is not None:
+        within = (first % sample_rows).to(tl.int32) + local
         samples = first // sample_rows + within // sample_rows
         v = finish_and_count(
             acc, None, bias, residual, bound, count_ptr, samples, row_ok, ok, ACT, ALPHA, BETA, DTYPE
         )  # fmt: skip
     else:
         v = finish(acc, None, bias, residual, bound, ACT, ALPHA, BETA)
-    tl.store(out_ptr + first * N + offsets, v.to(DTYPE), mask=ok)
+    tl.store(out_ptr + first * N + local[:, None] * N + cols[None, :], v.to(DTYPE), mask=ok)
 
 
 @triton.jit
@@ -168,23 +192,20 @@ def store_block(
     BLOCK_N: tl.constexpr,
     SUBTILES: tl.constexpr,  # 1, 2 or 4 parts of its columns, to hold fewer operands in registers at once
 ):
-    """``store_tile`` of the columns of block col_block."""
+    """Load the operands of the columns of block col_block, finish and store them."""
     if SUBTILES == 1:
-        cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
-        store_tile(
-            acc, first, local, row_ok, cols, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
-            BOUND, ACT, ALPHA, BETA,
-        )  # fmt: skip
+        parts = (acc,)
+    elif SUBTILES == 2:
+        parts = split_columns(acc, BLOCK_M, BLOCK_N)
     else:
-        WIDTH: tl.constexpr = BLOCK_N // SUBTILES
         left, right = split_columns(acc, BLOCK_M, BLOCK_N)
-        if SUBTILES == 2:
-            parts = (left, right)
-        else:
-            parts = split_columns(left, BLOCK_M, BLOCK_N // 2) + split_columns(right, BLOCK_M, BLOCK_N // 2)
-        for part in tl.static_range(SUBTILES):
-            cols = col_block * BLOCK_N + part * WIDTH + tl.arange(0, WIDTH)
-            store_tile(
-                parts[part], first, local, row_ok, cols, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr,
-                sample_rows, BOUND, ACT, ALPHA, BETA,
-            )  # fmt: skip
+        parts = split_columns(left, BLOCK_M, BLOCK_N // 2) + split_columns(right, BLOCK_M, BLOCK_N // 2)
+    WIDTH: tl.constexpr = BLOCK_N // SUBTILES
+    for part in tl.static_range(SUBTILES):
+        cols = col_block * BLOCK_N + part * WIDTH + tl.arange(0, WIDTH)
+        residual = load_residual(residual_ptr, first, local, row_ok, cols, N)
+        bound = load_bound(bound_ptr, first, local, row_ok, cols, N, sample_rows, BOUND)
+        store_tile(
+            parts[part], residual, bound, first, local, row_ok, cols, N, out_ptr, bias_ptr, count_ptr, sample_rows,
+            ACT, ALPHA, BETA,
+        )  # fmt: skip

@@ -210,10 +210,12 @@ def implicit_product(
     itemsize, capability = x.element_size(), capability_of(x)
     table = CONV2D[architecture(capability)]
     tma = capability >= 90 and geometry.stride == (1, 1) and x.data_ptr() % 16 == 0 and weight.data_ptr() % 16 == 0
-    tma = tma and all(channels % c.k_of(itemsize) == 0 for c in (table if config is None else [config]))
+    by_tma = [c for c in (table if config is None else [config]) if c.loader == "tma"]
+    tma = tma and all(channels % c.k_of(itemsize) == 0 for c in by_tma)
     if config is None:
         worth = tma and min(geometry.out_height, geometry.out_width) >= 7  # a smaller map fills little of a patch
-        config = fitting(table, m, n, streaming_multiprocessors(x), tma=worth, itemsize=itemsize)[0]
+        k = channels * weight.shape[2] * weight.shape[3]
+        config = fitting(table, m, n, k, streaming_multiprocessors(x), tma=worth, itemsize=itemsize)[0]
     elif config.loader == "tma" and not tma:
         raise ValueError(
             f"unit_fast.kernels: {config} cannot load x {tuple(x.shape)} for a stride of {geometry.stride}: TMA needs "

@@ -24,7 +24,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from unit_fast.kernels import backward, depthwise, implicit_gemm, linear, pointwise
-from unit_fast.kernels.configs import CONV2D, LINEAR, TILE, MatmulConfig, depthwise_config, pointwise_config
+from unit_fast.kernels.configs import (
+    CONV2D,
+    LINEAR,
+    TILE,
+    DepthwiseConfig,
+    MatmulConfig,
+    depthwise_configs,
+    pointwise_config,
+)
 
 ITEM_SIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
 POINTERS = (
@@ -116,7 +124,8 @@ def cases(
             yield _conv2d_case("conv2d", config, dtype)
             if config.loader == "pointer":
                 yield _conv2d_case("conv2d stem", config, dtype)
-        yield _depthwise_case(dtype)
+        for strip in depthwise_configs(64, 56)[:3]:
+            yield _depthwise_case(strip, dtype)
         yield from _pointwise_cases(dtype)
 
 
@@ -138,6 +147,7 @@ def _linear_case(config: MatmulConfig, dtype: str, epilogue: str) -> Case:
         function = linear._linear_tma_kernel
     else:
         arguments |= {"STRIDE_H": 1, "STRIDE_W": 1, "EVEN_K": False, "MULTIPLE_K": 16 // ITEM_SIZE[dtype]}
+        arguments["PREFETCH"] = config.prefetch
         function = linear._linear_pointer_kernel
     return Case("linear", str(config), epilogue, dtype, function, arguments, config.num_warps, config.num_stages)
 
@@ -161,12 +171,12 @@ def _conv2d_case(kernel: str, config: MatmulConfig, dtype: str) -> Case:
     return Case(kernel, str(config), epilogue, dtype, function, arguments, config.num_warps, config.num_stages)
 
 
-def _depthwise_case(dtype: str) -> Case:
-    config, epilogue = depthwise_config(64), "residual+neuron"
+def _depthwise_case(config: DepthwiseConfig, dtype: str) -> Case:
+    epilogue = "residual+neuron"
     arguments: dict[str, Any] = {"count_ptr": None, "ALPHA": 0.0, "BETA": 0.0, "MULTIPLE_C": 16 // ITEM_SIZE[dtype]}
     arguments |= EPILOGUES[epilogue] | GEOMETRY
-    arguments |= {"BLOCK_M": config.block_m, "BLOCK_C": config.block_c}
-    name = f"{config.block_m}x{config.block_c} w{config.num_warps}"
+    arguments |= {"BLOCK_M": config.block_m, "BLOCK_C": config.block_c, "STRIP": config.strip}
+    name = str(config).removeprefix("depthwise ")
     return Case("depthwise", name, epilogue, dtype, depthwise._depthwise_kernel, arguments, config.num_warps)
 
 

@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from unit_fast.kernels.checks import check_linear
 from unit_fast.kernels.configs import LINEAR, MatmulConfig, activation_constants, architecture, fitting
-from unit_fast.kernels.epilogue import store_block
+from unit_fast.kernels.epilogue import load_bound, load_residual, store_block, store_tile
 from unit_fast.kernels.launch import (
     capability_of,
     dot_precision,
@@ -75,6 +75,7 @@ def _linear_pointer_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     SUBTILES: tl.constexpr,
+    PREFETCH: tl.constexpr,  # whether residual and bound are asked for before the product, not after it
 ):
     K = K // MULTIPLE_K * MULTIPLE_K  # tells the compiler how wide it may load; Triton alone looks for 16 elements
     N = N // MULTIPLE_N * MULTIPLE_N
@@ -92,10 +93,13 @@ def _linear_pointer_kernel(
     else:
         x_rows = first + rows
     cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = tl.where(cols < N, cols, 0)
+    if PREFETCH:
+        residual = load_residual(residual_ptr, first, local, row_ok, cols, N)
+        bound = load_bound(bound_ptr, first, local, row_ok, cols, N, sample_rows, BOUND)
+    safe_cols = tl.where(cols < N, cols, 0)
     ks = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + x_rows[:, None] * K
-    weight_ptrs = weight_ptr + cols[None, :].to(tl.int64) * K
+    weight_ptrs = weight_ptr + safe_cols[None, :].to(tl.int64) * K
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + ks
@@ -108,10 +112,16 @@ def _linear_pointer_kernel(
             x = tl.load(x_ptrs + k[None, :], mask=ok[None, :], other=0.0)
             weight = tl.load(weight_ptrs + k[:, None], mask=ok[:, None], other=0.0)
         acc = tl.dot(x, weight, acc, input_precision=PRECISION)
-    store_block(
-        acc, first, local, row_ok, col_block, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
-        BOUND, ACT, ALPHA, BETA, BLOCK_M, BLOCK_N, SUBTILES,
-    )  # fmt: skip
+    if PREFETCH:
+        store_tile(
+            acc, residual, bound, first, local, row_ok, cols, N, out_ptr, bias_ptr, count_ptr, sample_rows,
+            ACT, ALPHA, BETA,
+        )  # fmt: skip
+    else:
+        store_block(
+            acc, first, local, row_ok, col_block, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
+            BOUND, ACT, ALPHA, BETA, BLOCK_M, BLOCK_N, SUBTILES,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -204,7 +214,7 @@ def multiply_rows(
     capability, programs = capability_of(x), streaming_multiprocessors(x)
     tma = capability >= 90 and strided is UNSTRIDED and tma_can_address(x, weight)
     if config is None:
-        config = fitting(LINEAR[architecture(capability)], m, n, programs, tma=tma, itemsize=x.element_size())[0]
+        config = fitting(LINEAR[architecture(capability)], m, n, k, programs, tma=tma, itemsize=x.element_size())[0]
     elif config.loader == "tma" and not tma:
         raise ValueError(
             f"unit_fast.kernels: {config} cannot load x {tuple(x.shape)} and weight {tuple(weight.shape)}: TMA needs "
@@ -233,6 +243,7 @@ def multiply_rows(
                 STRIDE_W=strided.stride[1],
                 EVEN_K=k % block_k == 0,
                 MULTIPLE_K=vector_multiple(k, x),
+                PREFETCH=config.prefetch,
                 **constants,
             )
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks.gpu.networks import NETWORKS, sanitised_network
 from benchmarks.gpu.pool import alone, device_survives, in_short, run_tasks
 from benchmarks.gpu.session import Session
+from benchmarks.gpu.timing import best_of_cudnn
 from benchmarks.results_file import RESULTS
 from unit_fast.kernels.dispatch import tuning
 from unit_fast.kernels.dispatch.candidates import candidates_for
@@ -159,7 +160,7 @@ def verify(task: Task) -> dict[str, str]:
 
 def timed(task: Task) -> dict[str, Any]:
     """The choice for the problem, with every candidate's time."""
-    torch.backends.cudnn.benchmark = True  # the library at its best
+    best_of_cudnn()
     device = _device(task.dry_run)
     environment = environment_of(device)
     clock = _Alone(_HostClock() if task.dry_run else CudaGraphClock(device))

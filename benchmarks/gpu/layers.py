@@ -27,7 +27,7 @@ from benchmarks import roofline
 from benchmarks.gpu.environment import ceilings_of
 from benchmarks.gpu.pool import alone, device_survives, in_short, run_tasks
 from benchmarks.gpu.session import Session
-from benchmarks.gpu.timing import L2, sets_for, time_calls
+from benchmarks.gpu.timing import L2, best_of_cudnn, sets_for, time_calls
 from benchmarks.layer_calls import Operands, compiled, eager, library, operands_of
 from benchmarks.layer_rows import best_of_ours
 from benchmarks.shapes import NETWORKS, Layer, merged
@@ -255,7 +255,7 @@ def _verdict(call: Callable[[], Tensor], picked: list[int], exact: Tensor, allow
 
 def timed(task: Measurement) -> dict[str, Any]:
     """The timing of every provider; of our kernels each configuration, and as "fused" the fastest."""
-    torch.backends.cudnn.benchmark = True  # the library at its best
+    best_of_cudnn()
     device = "cpu" if task.dry_run else "cuda"
     l2_bytes = 2**20 if task.dry_run else torch.cuda.get_device_properties(0).L2_cache_size
     wanted: L2 = "warm" if task.batch == 1 else "cold"

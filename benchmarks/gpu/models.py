@@ -7,12 +7,14 @@ max_autotune              torch.compile(mode="max-autotune") of it, which compil
 default                   torch.compile of it as it comes, without CUDA graphs
 unclamped_MODE            torch.compile in each mode of the network without clamps
 
-All run in channels_last, those of torch.compile with frozen weights. Each has a process for a network and is compared
-with the sanitised (or the plain) graph before it is timed. Several are made side by side, but for max-autotune, which
-takes times itself; while one is timed the others wait. Ours takes what part "dispatch" measured. A call is timed as it
-is made: with its inputs copied and its outputs the caller's, back to back. "warmup" is the time that ResNet-50's
-``warmup([1, 32])`` takes: with nothing cached ("cold"), and in the next process ("cached"); it comes last but for what
-takes minutes. Rows of an earlier run in the same environment are kept.
+All run in channels_last, those of torch.compile with frozen weights, cuDNN's convolutions by the fastest of what its
+heuristics rank first (``timing.best_of_cudnn``). A network at a batch size has a process, in which one contender after
+the other is made, compared with the sanitised (or the plain) graph, and timed; the contenders share what cuDNN found.
+Networks are made side by side, but not with max-autotune, which takes times itself; while one is timed the others wait.
+Ours takes what part "dispatch" measured. A call is timed as it is made: with its inputs copied and its outputs the
+caller's, back to back. "warmup" is the time that ResNet-50's ``warmup([1, 32])`` takes: with nothing cached ("cold"),
+and in the next process ("cached"); it comes last but for what takes minutes. Rows of an earlier run in the same
+environment are kept.
 """
 
 import json
@@ -21,8 +23,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ import torch
 
 from benchmarks.gpu.dispatch import cache_of
 from benchmarks.gpu.networks import NETWORKS, network, sanitised_network
-from benchmarks.gpu.pool import alone, run_tasks
+from benchmarks.gpu.pool import alone, device_survives, in_short, run_tasks
 from benchmarks.gpu.session import Session
-from benchmarks.gpu.timing import time_as_called
+from benchmarks.gpu.timing import best_of_cudnn, time_as_called
 from benchmarks.results_file import environment
 from unit_fast.capture import capture
 from unit_fast.runtime.agreement import difference
@@ -41,11 +43,12 @@ from unit_fast.runtime.fused import Fused
 from unit_fast.runtime.program import Program
 
 BATCHES = (32, 1, 256)
+UNCLAMPED = "unclamped_"
 CONTENDERS = ("unit_fast", "unclamped_reduce_overhead", "reduce_overhead", "eager")
 LATER = ("unclamped_max_autotune", "max_autotune", "unclamped_default", "default")
 """Once the others are done for every network: they take minutes, or tell less."""
-TASK_SECONDS = 200.0  # max-autotune compiles for minutes
-SIDE_BY_SIDE = 8
+TASK_SECONDS = 300.0  # max-autotune compiles for minutes
+SIDE_BY_SIDE = 12
 """Processes: each holds a network, and at batch 256 its activations."""
 
 Call = Callable[[], Any]
@@ -53,19 +56,32 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One contender on one network at one batch size; "cold" and "cached", without one, are what warming up takes."""
+    """Contenders on one network at one batch size; "cold" and "cached", without one, are what warming up takes.
+
+    Attributes:
+        network: of ``networks.NETWORKS``.
+        batch: samples a call; 0 for a warm-up.
+        contenders: one after the other.
+        dry_run: on the CPU.
+        folder: of the results, where part "dispatch" leaves its measurements; of a warm-up the caches.
+        deadline: by ``time.monotonic``; contenders that are not begun by then are left out.
+    """
 
     network: str
     batch: int
-    contender: str
+    contenders: tuple[str, ...]
     dry_run: bool
     folder: Path
-    """Of the results, where part "dispatch" leaves its measurements; of a warm-up the caches."""
+    deadline: float
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
         return torch.device("cpu") if self.dry_run else torch.device("cuda", 0)
+
+    def name(self, contender: str) -> str:
+        """Of a row."""
+        return f"{self.network}/{self.batch or 'warmup'}/{contender}"
 
 
 @dataclass(frozen=True)
@@ -85,19 +101,20 @@ def measure(session: Session) -> list[str]:
         for stage in stages:
             outcomes = run_tasks(
                 f"benchmarks.gpu.models:{stage.function}",
-                [task for task in stage.tasks if _name(task) not in rows],
+                [rest for task in stage.tasks if (rest := _without(task, rows)).contenders],
                 workers=stage.workers,
                 task_seconds=TASK_SECONDS,
                 deadline=session.deadline,
-                line_of=lambda task: (task.network, task.contender),
             )
-            for outcome in outcomes:
-                rows[_name(outcome.task)] = {"failure": outcome.failure} if outcome.failure else outcome.result
-                session.write_sometimes("models", {"rows": rows, "ratios": ratios(rows), "complete": False})
-    complete = all(_name(task) in rows for stage in stages for task in stage.tasks)
+            for task, result, failure in outcomes:
+                found = result or {contender: {"failure": failure} for contender in task.contenders}
+                rows |= {task.name(contender): row for contender, row in found.items()}
+                session.write("models", {"rows": rows, "ratios": ratios(rows), "complete": False})
+    complete = all(task.name(one) in rows for stage in stages for task in stage.tasks for one in task.contenders)
     found = ratios(rows)
     session.write("models", {"rows": rows, "ratios": found, "complete": complete})
-    return summary(found)
+    failures = [f"{name}: {row['failure']}" for name, row in rows.items() if "failure" in row]
+    return [*summary(found), *failures]
 
 
 def planned(session: Session, caches: Path) -> list[Stage]:
@@ -105,16 +122,17 @@ def planned(session: Session, caches: Path) -> list[Stage]:
     names: Sequence[str] = ("tiny",) if session.dry_run else NETWORKS
     batches = (2,) if session.dry_run else BATCHES
 
-    def tasks(contenders: Sequence[str]) -> list[Task]:
+    def tasks(contenders: tuple[str, ...]) -> list[Task]:
         return [
-            Task(name, batch, contender, session.dry_run, session.folder)
+            Task(name, batch, contenders, session.dry_run, session.folder, session.deadline)
             for name in names
-            for contender in contenders
             for batch in batches
         ]
 
     # Two processes in turn, over caches that are empty at first.
-    warmups = [Task(names[0], 0, contender, session.dry_run, caches) for contender in ("cold", "cached")]
+    warmups = [
+        Task(names[0], 0, (contender,), session.dry_run, caches, session.deadline) for contender in ("cold", "cached")
+    ]
     return [
         Stage("timed", min(SIDE_BY_SIDE, session.workers), tasks(CONTENDERS)),
         Stage("warmed_up", 1, warmups),
@@ -122,8 +140,8 @@ def planned(session: Session, caches: Path) -> list[Stage]:
     ]
 
 
-def _name(task: Task) -> str:
-    return f"{task.network}/{task.batch or 'warmup'}/{task.contender}"
+def _without(task: Task, rows: dict[str, Any]) -> Task:
+    return replace(task, contenders=tuple(one for one in task.contenders if task.name(one) not in rows))
 
 
 def _kept(session: Session) -> dict[str, Any]:
@@ -136,24 +154,44 @@ def _kept(session: Session) -> dict[str, Any]:
     return {name: row for name, row in found["figures"]["rows"].items() if "failure" not in row}
 
 
-def timed(task: Task) -> dict[str, Any]:
-    """Make, verify and time one contender."""
-    torch.backends.cudnn.benchmark = True
-    torch.set_grad_enabled(False)
-    torch.cuda.empty_cache()  # what another batch size held
+@torch.no_grad()
+def timed(task: Task) -> dict[str, dict[str, Any]]:
+    """Make, verify and time the contenders, one after the other."""
+    best_of_cudnn()
     os.environ["UNIT_FAST_CACHE"] = str(cache_of(task.folder))
-    program = _program(task.network, task.device)
+    program = sanitised_network(task.network, task.device)
+    plain = capture(*network(task.network, task.device))
     (images,) = program.example.of_size(task.batch).tensors()
     images = images.contiguous(memory_format=torch.channels_last)
-    module = _plain(task.network, task.device) if task.contender.startswith("unclamped_") else program.module
     with alone():  # cuDNN takes what is fastest now, for this process
-        expected = module(images)
+        expected = {"": program.module(images), UNCLAMPED: plain(images)}
+    rows: dict[str, dict[str, Any]] = {}
+    for contender in task.contenders:
+        if time.monotonic() >= task.deadline:
+            break
+        clamps = UNCLAMPED if contender.startswith(UNCLAMPED) else ""
+        try:
+            rows[contender] = _row(
+                task, contender, plain if clamps else program.module, program, images, expected[clamps]
+            )
+        except Exception as error:
+            if not device_survives():
+                raise
+            rows[contender] = {"failure": in_short(error)}
+        torch._dynamo.reset()  # with the memory that it held
+        torch.cuda.empty_cache()
+    return rows
+
+
+def _row(
+    task: Task, contender: str, module: Any, program: Program, images: torch.Tensor, expected: Any
+) -> dict[str, Any]:
     started = time.perf_counter()
-    run = _MAKERS[task.contender](module, program, images)
+    run = _MAKERS[contender](module, program, images)
     made = time.perf_counter() - started
     found = difference(run(), expected)
     if found is not None:
-        raise RuntimeError(f"{task.contender} is wrong: {found}")
+        raise RuntimeError(f"{contender} is wrong: {found}")
     with alone():
         timing = time_as_called(run, task.device.type)
     return {
@@ -161,16 +199,6 @@ def timed(task: Task) -> dict[str, Any]:
         "seconds_to_make": made,
         "images_per_second": 1e6 * task.batch / timing.median,
     }
-
-
-@cache
-def _program(name: str, device: torch.device) -> Program:
-    return sanitised_network(name, device)
-
-
-@cache
-def _plain(name: str, device: torch.device) -> Any:
-    return capture(*network(name, device))
 
 
 def _eager(module: Any, program: Any, images: torch.Tensor) -> Call:  # noqa: ARG001
@@ -184,7 +212,6 @@ def _eager(module: Any, program: Any, images: torch.Tensor) -> Call:  # noqa: AR
 def _compiled(mode: str, module: Any, program: Any, images: torch.Tensor) -> Call:  # noqa: ARG001
     import torch._inductor.config as inductor
 
-    torch._dynamo.reset()  # what was compiled for another batch size
     inductor.freezing = True
     if mode == "max-autotune":  # nothing runs beside it
         inductor.compile_threads = os.cpu_count() or 1
@@ -205,13 +232,13 @@ _MAKERS: dict[str, Callable[..., Call]] = {
     "unit_fast": _unit_fast,
     **{
         f"{clamps}{mode.replace('-', '_')}": partial(_compiled, mode)
-        for clamps in ("", "unclamped_")
+        for clamps in ("", UNCLAMPED)
         for mode in ("default", "reduce-overhead", "max-autotune")
     },
 }
 
 
-def warmed_up(task: Task) -> dict[str, Any]:
+def warmed_up(task: Task) -> dict[str, dict[str, Any]]:
     """Seconds that ``warmup([1, 32])`` takes, over the caches of the task alone."""
     os.environ["UNIT_FAST_CACHE"] = str(task.folder / "unit_fast")
     os.environ["TRITON_CACHE_DIR"] = str(task.folder / "triton")
@@ -219,7 +246,8 @@ def warmed_up(task: Task) -> dict[str, Any]:
     program.module(*program.example.args)  # the library's own start is not ours
     started = time.perf_counter()
     Fused(program).warmup([2] if task.dry_run else [1, 32])
-    return {"seconds": time.perf_counter() - started}
+    (contender,) = task.contenders
+    return {contender: {"seconds": time.perf_counter() - started}}
 
 
 def ratios(rows: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.layers import WIDTH, Measurement, candidates, layer_of, operands
 from benchmarks.gpu.pool import run_tasks
 from benchmarks.gpu.session import Session
+from benchmarks.gpu.timing import best_of_cudnn
 from benchmarks.layer_calls import eager
 from benchmarks.layer_rows import best_of_ours, lost_microseconds
 
@@ -84,7 +85,7 @@ def task_of(row: dict[str, Any], dry_run: bool) -> Task:
 @torch.inference_mode()
 def profiled(task: Task) -> dict[str, list[dict[str, Any]]]:
     """By who runs it (eager, and our candidates by name) the kernels of one call, the longest first."""
-    torch.backends.cudnn.benchmark = True
+    best_of_cudnn()
     measurement = task.measurement
     layer, given = measurement.layer, operands(measurement, 0)
     calls: dict[str, Callable[[], Tensor]] = {"eager": partial(eager, layer, given)}

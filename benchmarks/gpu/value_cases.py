@@ -11,7 +11,7 @@ from unit_fast.kernels.configs import (
     DepthwiseConfig,
     MatmulConfig,
     PointwiseConfig,
-    depthwise_config,
+    depthwise_configs,
     pointwise_config,
 )
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS
@@ -61,7 +61,8 @@ class ValueCase:
     @property
     def name(self) -> str:
         """One line that tells it from all others."""
-        config = self.config if isinstance(self.config, MatmulConfig) else _tile(self.config)
+        matmul = isinstance(self.config, MatmulConfig | DepthwiseConfig)
+        config = self.config if matmul else _tile(self.config)
         shape = "x".join(map(str, self.x)) + (" by " + "x".join(map(str, self.weight)) if self.weight else "")
         geometry = ""
         if self.operator == "conv2d":
@@ -76,9 +77,7 @@ class ValueCase:
         return math.prod(self.x) * (math.prod(self.weight) // math.prod(self.stride) if self.weight else 1)
 
 
-def _tile(config: DepthwiseConfig | PointwiseConfig | None) -> str:
-    if isinstance(config, DepthwiseConfig):
-        return f"{config.block_m}x{config.block_c} w{config.num_warps}"
+def _tile(config: PointwiseConfig | None) -> str:
     return "chosen" if config is None else f"{config.block_r}x{config.block_s}x{config.loops} w{config.num_warps}"
 
 
@@ -118,15 +117,7 @@ def _groups(architecture: int, dtype: Dtype) -> Iterator[list[ValueCase]]:
     yield from (list(_linear(config, dtype)) for config in usable)
     usable = [c for c in CONV2D[architecture] if c.float32 or ITEM_SIZE[dtype] == 2]
     yield from (list(_conv2d(config, dtype)) for config in usable)
-    yield [
-        ValueCase("conv2d", dtype, depthwise_config(c), (2, c, *size), (c, 1, *kernel), stride, padding, groups=c)
-        for c, size, kernel, stride, padding in (
-            (96, (15, 14), (3, 3), (2, 2), (1, 1)),
-            (70, (56, 56), (3, 3), (1, 1), (1, 1)),
-            (24, (7, 6), (5, 5), (1, 1), (2, 2)),
-            (960, (7, 7), (3, 3), (1, 1), (1, 1)),
-        )
-    ]
+    yield from (_depthwise(place, dtype) for place in range(len(depthwise_configs(64, 56))))
     if dtype == "tf32":  # no products below
         return
     yield [ValueCase("conv2d", dtype, None, (2, 8, 9, 9), (16, 2, 3, 3), padding=(1, 1), groups=4)]
@@ -165,6 +156,22 @@ def _conv2d(config: MatmulConfig, dtype: Dtype) -> Iterator[ValueCase]:
         yield ValueCase("conv2d", dtype, config, (2, 3, 37, 35), (n, 3, 7, 7), stride=(2, 2), padding=(3, 3))
         yield ValueCase("conv2d", dtype, config, (2, 40, 15, 14), (n + 8, 40, 3, 3), stride=(2, 2), padding=same)
         yield ValueCase("conv2d", dtype, config, (2, 37, 9, 8), (10, 37, 3, 3), padding=same)
+
+
+def _depthwise(place: int, dtype: Dtype) -> list[ValueCase]:
+    """The configuration at that place, on maps that end within a strip, and a filter that strides and dilates."""
+    cases = []
+    for c, size, kernel, stride, padding, dilation in (
+        (96, (15, 14), (3, 3), (2, 2), (1, 1), (1, 1)),
+        (70, (56, 55), (3, 3), (1, 1), (1, 1), (1, 1)),
+        (24, (7, 6), (5, 5), (1, 1), (2, 2), (1, 1)),
+        (960, (7, 7), (3, 3), (1, 1), (1, 1), (1, 1)),
+        (32, (11, 13), (3, 3), (1, 2), (2, 2), (2, 2)),
+    ):
+        config = depthwise_configs(c, 56)[place]
+        x, weight = (2, c, *size), (c, 1, *kernel)
+        cases.append(ValueCase("conv2d", dtype, config, x, weight, stride, padding, dilation, groups=c))
+    return cases
 
 
 def _pointwise(dtype: Dtype) -> Iterator[ValueCase]:

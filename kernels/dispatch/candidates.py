@@ -17,7 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unit_fast.kernels.configs import CONV2D, LINEAR, MatmulConfig, architecture, fitting
+from unit_fast.kernels.configs import (
+    CONV2D,
+    LINEAR,
+    DepthwiseConfig,
+    MatmulConfig,
+    architecture,
+    depthwise_configs,
+    fitting,
+)
 from unit_fast.kernels.conv2d import conv2d
 from unit_fast.kernels.dispatch import cudnn_graph
 from unit_fast.kernels.dispatch.environment import Environment
@@ -28,7 +36,7 @@ from unit_fast.kernels.pointwise import epilogue
 from unit_fast.kernels.reference import conv2d_ref, epilogue_ref, linear_ref, memory_format_of
 
 Provider = Literal["triton", "cudnn", "library", "reference"]
-WIDTH = 6
+WIDTH = 9
 """Triton configurations that are timed for a problem, the likeliest best first. Each costs 1 to 3 s of compilation."""
 
 REFERENCES: dict[Operator, Callable[..., Tensor]] = {
@@ -85,7 +93,7 @@ def _counted_graph(
     return fused(*args) if counts is None else library(*args, counts=counts)
 
 
-def _named(config: MatmulConfig, launcher: Callable[..., Tensor]) -> Candidate:
+def _named(config: MatmulConfig | DepthwiseConfig, launcher: Callable[..., Tensor]) -> Candidate:
     return Candidate(f"triton {config}", "triton", partial(launcher, config=config))
 
 
@@ -103,7 +111,7 @@ def _matmul(
         and all(spec.aligned or spec.layout == "strided" for spec in (problem.x, weight))
     )
     table = LINEAR[architecture(environment.capability)]
-    configs = fitting(table, rows, n, environment.programs, tma=tma, itemsize=itemsize)
+    configs = fitting(table, rows, n, k, environment.programs, tma=tma, itemsize=itemsize)
     return [_named(config, launcher) for config in configs]
 
 
@@ -114,7 +122,7 @@ def _conv2d(problem: Problem, environment: Environment) -> list[Candidate]:
     channels, groups = problem.x.shape[1], problem.option("groups")
     if groups > 1:
         depthwise = groups == channels == n
-        return [Candidate("triton depthwise", "triton", conv2d)] if depthwise else []
+        return [_named(config, conv2d) for config in depthwise_configs(n, q)] if depthwise else []
     unstrided = problem.option("stride") == (1, 1)
     if weight.shape[2:] == (1, 1) and problem.option("padding") == (0, 0):
         return _matmul(problem, environment, conv2d, rows=batch * p * q, strided=not unstrided)
@@ -122,7 +130,8 @@ def _conv2d(problem: Problem, environment: Environment) -> list[Candidate]:
     # A map smaller than 7 fills little of the patch that a TMA tile is.
     tma = environment.capability >= 90 and unstrided and min(p, q) >= 7
     table = CONV2D[architecture(environment.capability)]
-    configs = fitting(table, batch * p * q, n, environment.programs, tma=tma, itemsize=itemsize)
+    k = math.prod(weight.shape[1:])
+    configs = fitting(table, batch * p * q, n, k, environment.programs, tma=tma, itemsize=itemsize)
     usable = [c for c in configs if c.loader != "tma" or channels % c.k_of(itemsize) == 0]
     return [_named(config, conv2d) for config in usable]
 

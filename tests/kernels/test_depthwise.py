@@ -18,7 +18,9 @@ DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if torch.cuda.is_avai
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "config", [None, DepthwiseConfig(4, 16), DepthwiseConfig(64, 32)], ids=["shipped", "small", "tall"]
+    "config",
+    [None, DepthwiseConfig(4, 16, 2), DepthwiseConfig(64, 32, 1), DepthwiseConfig(8, 32, 4)],
+    ids=["shipped", "small", "tall", "long"],
 )
 @pytest.mark.parametrize("channels", [2, 24, 70])
 def test_agrees_with_the_reference(config, channels, dtype, randn, agree):

@@ -16,6 +16,7 @@ from unit_fast.kernels import epilogue as module
 from unit_fast.kernels.configs import activation_constants
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, activate_ref, epilogue_ref
 
+load_bound, load_residual = module.load_bound, module.load_residual
 store_block, store_tile = module.store_block, module.store_tile
 activate, clamp = module.activate, module.clamp
 
@@ -116,10 +117,11 @@ def test_tile_is_stored_in_its_place_in_any_number_of_parts(subtiles, kind, coun
 def store_last_rows(out_ptr, residual_ptr, bound_ptr, M, N, sample_rows, BLOCK: tl.constexpr):
     first = tl.cast(M, tl.int64) - BLOCK  # 2¹⁹ − 1
     acc = tl.full((BLOCK, 16), 3.0, tl.float32)
-    store_tile(
-        acc, first, tl.arange(0, BLOCK), tl.arange(0, BLOCK) < M, tl.arange(0, 16), N, out_ptr, None, residual_ptr,
-        bound_ptr, None, sample_rows, "neuron", "relu", 0.0, 0.0,
-    )  # fmt: skip
+    local, cols = tl.arange(0, BLOCK), tl.arange(0, 16)
+    row_ok = local < M
+    residual = load_residual(residual_ptr, first, local, row_ok, cols, N)
+    bound = load_bound(bound_ptr, first, local, row_ok, cols, N, sample_rows, "neuron")
+    store_tile(acc, residual, bound, first, local, row_ok, cols, N, out_ptr, None, None, sample_rows, "relu", 0.0, 0.0)
 
 
 def test_tiles_beyond_two_to_the_31_elements_are_stored_where_they_belong(device):

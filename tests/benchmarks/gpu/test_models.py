@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from itertools import groupby
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ import torch
 pytest.importorskip("triton", reason="the kernels need Triton")
 
 from benchmarks.gpu import models
-from benchmarks.gpu.models import Task, planned, ratios, summary, timed, warmed_up
+from benchmarks.gpu.models import CONTENDERS, Task, planned, ratios, summary, timed, warmed_up
+from benchmarks.gpu.pool import Outcome
 from benchmarks.gpu.session import Session
 from benchmarks.results_file import environment
 
@@ -26,54 +27,77 @@ def _gradients():
     torch.set_grad_enabled(True)  # the part's processes go without
 
 
-@pytest.mark.parametrize("contender", ["eager", "unit_fast", "unclamped_default"])
-def test_a_contender_is_timed(contender, tmp_path):
-    row = timed(Task("tiny", 2, contender, True, tmp_path))
-    timing = row["microseconds"]
-    assert 0 < timing["p20"] <= timing["median"] <= timing["p80"]
-    assert row["images_per_second"] == pytest.approx(2e6 / timing["median"])
+def task(folder, *contenders, batch=2):
+    return Task("tiny", batch, contenders, True, folder, time.monotonic() + 600)
 
 
-def test_a_contender_that_is_wrong_is_not_timed(monkeypatch, tmp_path):
-    monkeypatch.setitem(models._MAKERS, "eager", lambda module, _program, images: lambda: module(images) + 1)
-    with pytest.raises(RuntimeError, match="eager is wrong: output 0 is off by"):
-        timed(Task("tiny", 2, "eager", True, tmp_path))
+def test_contenders_are_timed_one_after_the_other(tmp_path):
+    contenders = ("eager", "unit_fast", "unclamped_default")
+    rows = timed(task(tmp_path, *contenders))
+    assert tuple(rows) == contenders
+    for row in rows.values():
+        timing = row["microseconds"]
+        assert 0 < timing["p20"] <= timing["median"] <= timing["p80"]
+        assert row["images_per_second"] == pytest.approx(2e6 / timing["median"])
+
+
+def test_a_contender_that_is_wrong_is_not_timed_and_the_others_are(monkeypatch, tmp_path):
+    monkeypatch.setitem(models._MAKERS, "default", lambda module, _program, images: lambda: module(images) + 1)
+    rows = timed(task(tmp_path, "default", "eager"))
+    assert "default is wrong: output 0 is off by" in rows["default"]["failure"]
+    assert rows["eager"]["microseconds"]["median"] > 0
+
+
+def test_what_is_not_begun_by_the_deadline_is_left_out(tmp_path):
+    assert timed(replace(task(tmp_path, "eager"), deadline=time.monotonic())) == {}
 
 
 def test_warmup_is_timed_over_caches_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIT_FAST_CACHE", "elsewhere")
     monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
-    assert warmed_up(Task("tiny", 0, "cold", True, tmp_path))["seconds"] > 0
+    assert warmed_up(task(tmp_path, "cold", batch=0))["cold"]["seconds"] > 0
 
 
 def test_every_network_batch_and_contender_is_planned_once(tmp_path):
     contenders, warmups, later = (
-        [models._name(task) for task in stage.tasks] for stage in planned(session(tmp_path), tmp_path)
+        [task.name(contender) for task in stage.tasks for contender in task.contenders]
+        for stage in planned(session(tmp_path), tmp_path)
     )
     names = [*contenders, *warmups, *later]
     assert len(names) == len(set(names)) == len(models.NETWORKS) * 3 * 8 + 2
-    assert contenders[:3] == [f"resnet50/{batch}/unit_fast" for batch in (32, 1, 256)]
+    assert contenders[: len(CONTENDERS)] == [f"resnet50/32/{contender}" for contender in CONTENDERS]
     assert warmups == ["resnet50/warmup/cold", "resnet50/warmup/cached"]
     assert all("max_autotune" in name or "default" in name for name in later)
 
 
-def test_a_process_keeps_to_one_contender_on_one_network(tmp_path, monkeypatch):
+def test_a_process_has_one_network_at_one_batch_size_and_max_autotune_the_machine(tmp_path, monkeypatch):
     asked = []
 
-    def run_tasks(function, tasks, *, workers, line_of, **_):
-        asked.append((function, workers, [len(list(line)) for _, line in groupby(tasks, line_of)]))
+    def run_tasks(function, tasks, *, workers, **_):
+        asked.append((function, workers, len(tasks)))
         return iter(())
 
     monkeypatch.setattr(models, "run_tasks", run_tasks)
     one = session(tmp_path)
     one.workers = 16
     models.measure(one)
-    lines = len(models.NETWORKS) * 4
+    cases = len(models.NETWORKS) * 3
     assert asked == [
-        ("benchmarks.gpu.models:timed", models.SIDE_BY_SIDE, [3] * lines),
-        ("benchmarks.gpu.models:warmed_up", 1, [1, 1]),
-        ("benchmarks.gpu.models:timed", 1, [3] * lines),
+        ("benchmarks.gpu.models:timed", models.SIDE_BY_SIDE, cases),
+        ("benchmarks.gpu.models:warmed_up", 1, 2),
+        ("benchmarks.gpu.models:timed", 1, cases),
     ]
+
+
+def test_a_process_that_dies_costs_its_rows_and_no_others(tmp_path, monkeypatch):
+    def run_tasks(_function, tasks, **_):
+        return iter([Outcome(tasks[0], None, "its process died"), Outcome(tasks[1], {"eager": {"seconds": 1}}, None)])
+
+    monkeypatch.setattr(models, "run_tasks", run_tasks)
+    models.measure(session(tmp_path))
+    found = json.loads((tmp_path / "gpu_h200_models.json").read_text())["figures"]["rows"]
+    assert found["resnet50/32/eager"] == {"failure": "its process died"}
+    assert found["resnet50/1/eager"] == {"seconds": 1}
 
 
 def test_what_part_dispatch_measured_serves_ours(tmp_path, monkeypatch):
@@ -85,7 +109,7 @@ def test_what_part_dispatch_measured_serves_ours(tmp_path, monkeypatch):
         return lambda: module(images)
 
     monkeypatch.setitem(models._MAKERS, "unit_fast", made)
-    timed(Task("tiny", 2, "unit_fast", True, tmp_path))
+    timed(task(tmp_path, "unit_fast"))
     assert seen == [str(tmp_path / "dispatch_cache")]
 
 
