@@ -185,3 +185,41 @@ def check_conv2d(
 def conv_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """How many positions a convolution has along one axis."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def check_max_pool2d(
+    x: Tensor,  # (B, C, H, W)
+    bias: Tensor | None = None,
+    bound: Tensor | None = None,
+    kernel_size: Sequence[int] = (1, 1),
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+    act: str = "identity",
+    act_args: Sequence[float] = (),
+) -> tuple[int, ...]:
+    """The output shape (B, C, P, Q) of ``max_pool2d``; raises TypeError or ValueError on arguments that do not fit."""
+    _check_operand("max_pool2d", "x", x, x)
+    pairs = (kernel_size, stride, padding, dilation)
+    if x.dim() != 4 or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f"unit_fast::max_pool2d: x is {tuple(x.shape)} and kernel_size, stride, padding and dilation are "
+            f"{', '.join(str(tuple(pair)) for pair in pairs)}; expected (B, C, H, W) and pairs"
+        )
+    p, q = (_pooled_size(x.shape[2 + i], *(pair[i] for pair in pairs), ceil_mode) for i in (0, 1))
+    if p < 1 or q < 1:
+        raise ValueError(
+            f"unit_fast::max_pool2d: a window of {tuple(kernel_size)} with dilation {tuple(dilation)} does not fit a "
+            f"map of {tuple(x.shape[2:])} padded by {tuple(padding)}"
+        )
+    _check_tail("max_pool2d", x, x.shape, x.shape[1], bias, None, bound, act, act_args)
+    return (x.shape[0], x.shape[1], p, q)
+
+
+def _pooled_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """As torch has it: rounded up, a window may reach past the end, but must begin in the map or its left padding."""
+    if not ceil_mode:
+        return conv_size(size, kernel, stride, padding, dilation)
+    found = conv_size(size + stride - 1, kernel, stride, padding, dilation)
+    return found - 1 if (found - 1) * stride >= size + padding else found

@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from unit_fast.kernels import backward, depthwise, implicit_gemm, linear, pointwise
+from unit_fast.kernels import backward, depthwise, implicit_gemm, linear, pointwise, pooling
 from unit_fast.kernels.configs import (
     CONV2D,
     LINEAR,
@@ -126,6 +126,7 @@ def cases(
                 yield _conv2d_case("conv2d stem", config, dtype)
         for strip in depthwise_configs(64, 56)[:3]:
             yield _depthwise_case(strip, dtype)
+        yield _pooling_case(dtype)
         yield from _pointwise_cases(dtype)
 
 
@@ -178,6 +179,13 @@ def _depthwise_case(config: DepthwiseConfig, dtype: str) -> Case:
     arguments |= {"BLOCK_M": config.block_m, "BLOCK_C": config.block_c, "STRIP": config.strip}
     name = str(config).removeprefix("depthwise ")
     return Case("depthwise", name, epilogue, dtype, depthwise._depthwise_kernel, arguments, config.num_warps)
+
+
+def _pooling_case(dtype: str) -> Case:
+    arguments = {"MULTIPLE_C": 16 // ITEM_SIZE[dtype], "BLOCK_M": TILE // 64, "BLOCK_C": 64, **GEOMETRY}
+    arguments |= {"BOUND": "neuron", "ACT": "relu", "ALPHA": 0.0, "BETA": 0.0}
+    name = f"{TILE // 64}x64 w4"
+    return Case("max pool", name, "neuron", dtype, pooling._max_pool2d_kernel, arguments, num_warps=4)
 
 
 def _pointwise_cases(dtype: str) -> Iterator[Case]:

@@ -5,10 +5,10 @@ a graph operator needs: autograd, fake tensors and every device come from the ea
 the call whole; ``torch.compile`` sees through it, so that Inductor fuses the clamp into the loop around it. In eager
 mode the dispatch costs 0.4 µs and the checks 3 µs (a ``torch.library.custom_op`` alone 11 µs; x86, torch 2.13).
 
-``epilogue``, ``linear`` and ``conv2d`` are opaque to torch.compile: a kernel must be chosen by the real shape of each
-call, not by the first one traced (pytorch#164124). They are made for inference. Where a gradient is wanted they run the
-eager reference, which is differentiable to any order. On CUDA they run what ``dispatch`` chooses for the shape; Triton
-is imported then, not with this module.
+``epilogue``, ``linear``, ``conv2d`` and ``max_pool2d`` are opaque to torch.compile: a kernel must be chosen by the real
+shape of each call, not by the first one traced (pytorch#164124). They are made for inference. Where a gradient is
+wanted they run the eager reference, which is differentiable to any order. On CUDA they run what ``dispatch`` chooses
+for the shape; Triton is imported then, not with this module.
 """
 
 from __future__ import annotations
@@ -22,11 +22,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unit_fast.kernels.checks import check_conv2d, check_epilogue, check_linear, check_per_sample
+from unit_fast.kernels.checks import (
+    check_conv2d,
+    check_epilogue,
+    check_linear,
+    check_max_pool2d,
+    check_per_sample,
+)
 from unit_fast.kernels.layout import KERNEL_DTYPES
-from unit_fast.kernels.reference import clamp_bound_ref, conv2d_ref, epilogue_ref, linear_ref, memory_format_of
+from unit_fast.kernels.reference import (
+    clamp_bound_ref,
+    conv2d_ref,
+    epilogue_ref,
+    linear_ref,
+    max_pool2d_ref,
+    memory_format_of,
+)
 
-__all__ = ["clamp_bound", "clamp_bound_once", "conv2d", "epilogue", "linear"]
+__all__ = ["clamp_bound", "clamp_bound_once", "conv2d", "epilogue", "linear", "max_pool2d"]
 # The registrations live as long as this object. torch.library has no annotations.
 _LIBRARY: Any = torch.library.Library("unit_fast", "DEF")  # type: ignore[no-untyped-call]
 
@@ -86,6 +99,11 @@ _OPERANDS = "Tensor? bias=None, Tensor? residual=None, Tensor? bound=None, "
 _LIBRARY.define("epilogue(Tensor x, Tensor? scale=None, " + _OPERANDS + _TAIL, tags=torch.Tag.pt2_compliant_tag)
 _LIBRARY.define("linear(Tensor x, Tensor weight, " + _OPERANDS + _TAIL, tags=torch.Tag.pt2_compliant_tag)
 _LIBRARY.define("conv2d(Tensor x, Tensor weight, " + _OPERANDS + _CONV + _TAIL, tags=torch.Tag.pt2_compliant_tag)
+_LIBRARY.define(
+    "max_pool2d(Tensor x, Tensor? bias=None, Tensor? bound=None, SymInt[2] kernel_size=1, SymInt[2] stride=1, "
+    "SymInt[2] padding=0, SymInt[2] dilation=1, bool ceil_mode=False, " + _TAIL,
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
 
 # The dispatcher passes the arguments of a schema in its order, and leaves out trailing ones that have their defaults.
@@ -104,6 +122,11 @@ def _conv2d(*args: Any) -> Tensor:
     return conv2d_ref(*args)
 
 
+def _max_pool2d(*args: Any) -> Tensor:
+    check_max_pool2d(*args)
+    return max_pool2d_ref(*args)
+
+
 def _epilogue_fake(x: Tensor, *args: Any) -> Tensor:
     check_epilogue(x, *args)
     return torch.empty_like(x, memory_format=memory_format_of(x))
@@ -116,6 +139,11 @@ def _linear_fake(x: Tensor, *args: Any) -> Tensor:
 def _conv2d_fake(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
     shape = check_conv2d(x, weight, *args)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x, weight))
+
+
+def _max_pool2d_fake(x: Tensor, *args: Any) -> Tensor:
+    shape = check_max_pool2d(x, *args)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
 
 
 def _differentiable(op: Any, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -183,7 +211,7 @@ def _register(name: str, reference: Callable[..., Tensor], fake: Callable[..., T
     _LIBRARY.impl(name, _on_cuda(name, reference), "CUDA")
     _LIBRARY.impl(name, _differentiable(op, reference), "Autograd")
     _LIBRARY.impl(name, fake, "Meta")
-    if name != "epilogue":  # elementwise: it keeps the dtype it is given
+    if name in ("linear", "conv2d"):  # the others keep the dtype they are given
         for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             _LIBRARY.impl(name, _autocast(op, device_type), key)
 
@@ -191,6 +219,7 @@ def _register(name: str, reference: Callable[..., Tensor], fake: Callable[..., T
 _register("epilogue", _epilogue, _epilogue_fake)
 _register("linear", _linear, _linear_fake)
 _register("conv2d", _conv2d, _conv2d_fake)
+_register("max_pool2d", _max_pool2d, _max_pool2d_fake)
 
 
 def epilogue(
@@ -262,5 +291,31 @@ def conv2d(
     """
     result: Tensor = torch.ops.unit_fast.conv2d.default(
         x, weight, bias, residual, bound, stride, padding, dilation, groups, act, list(act_args)
+    )
+    return result
+
+
+def max_pool2d(
+    x: Tensor,  # (B, C, H, W)
+    bias: Tensor | None = None,  # (C,)
+    bound: Tensor | None = None,  # broadcasts to (C, H, W)
+    kernel_size: Sequence[int] = (1, 1),
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+    act: str = "identity",
+    act_args: Sequence[float] = (),
+) -> Tensor:  # (B, C, P, Q), x.dtype
+    """``max_pool2d(epilogue(x, bias, act, bound))``, the epilogue applied to what is read; see ``epilogue``.
+
+    The window is that of torch.nn.functional.max_pool2d. The kernels work on NHWC memory, as those of ``conv2d`` do.
+
+    Raises:
+        TypeError: dtypes are not floating.
+        ValueError: shapes, settings or devices do not fit, or ``act`` or ``act_args`` is unknown.
+    """
+    result: Tensor = torch.ops.unit_fast.max_pool2d.default(
+        x, bias, bound, kernel_size, stride, padding, dilation, ceil_mode, act, list(act_args)
     )
     return result

@@ -143,3 +143,22 @@ def conv2d_ref(
     y = F.conv2d(x, weight, inner, tuple(stride), tuple(padding), tuple(dilation), groups)
     y = epilogue_ref(y, None, outer, residual, bound, act, act_args)
     return y.contiguous(memory_format=memory_format_of(x, weight))
+
+
+def max_pool2d_ref(
+    x: Tensor,  # (B, C, H, W)
+    bias: Tensor | None = None,  # (C,)
+    bound: Tensor | None = None,  # broadcasts to (C, H, W)
+    kernel_size: Sequence[int] = (1, 1),
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+    act: str = "identity",
+    act_args: Sequence[float] = (),
+) -> Tensor:  # (B, C, P, Q), x.dtype
+    """``max_pool2d(epilogue(x, bias, act, bound))``; its layout is that of ``memory_format_of``."""
+    column = None if bias is None else bias[:, None, None]
+    y = epilogue_ref(x, None, column, None, bound, act, act_args)
+    y = F.max_pool2d(y, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), ceil_mode)
+    return y.contiguous(memory_format=memory_format_of(x))

@@ -7,14 +7,13 @@ max_autotune              torch.compile(mode="max-autotune") of it, which compil
 default                   torch.compile of it as it comes, without CUDA graphs
 unclamped_MODE            torch.compile in each mode of the network without clamps
 
-All run in channels_last, those of torch.compile with frozen weights, cuDNN's convolutions by the fastest of what its
-heuristics rank first (``timing.best_of_cudnn``). A network at a batch size has a process, in which one contender after
-the other is made, compared with the sanitised (or the plain) graph, and timed; the contenders share what cuDNN found.
-Networks are made side by side, but not with max-autotune, which takes times itself; while one is timed the others wait.
-Ours takes what part "dispatch" measured. A call is timed as it is made: with its inputs copied and its outputs the
-caller's, back to back. "warmup" is the time that ResNet-50's ``warmup([1, 32])`` takes: with nothing cached ("cold"),
-and in the next process ("cached"); it comes last but for what takes minutes. Rows of an earlier run in the same
-environment are kept.
+All run in channels_last, those of torch.compile with frozen weights, cuDNN's convolutions as torch takes them unless
+told otherwise. A network at a batch size has a process, in which one contender after the other is made, compared with
+the sanitised (or the plain) graph, and timed. Networks are made side by side, but not with max-autotune, which takes
+times itself; while one is timed the others wait. Ours takes what part "dispatch" measured. A call is timed as it is
+made: with its inputs copied and its outputs the caller's, back to back. "warmup" is the time that ResNet-50's
+``warmup([1, 32])`` takes: with nothing cached ("cold"), and in the next process ("cached"); it comes last but for what
+takes minutes. Rows of an earlier run in the same environment are kept.
 """
 
 import json
@@ -34,7 +33,7 @@ from benchmarks.gpu.dispatch import cache_of
 from benchmarks.gpu.networks import NETWORKS, network, sanitised_network
 from benchmarks.gpu.pool import alone, device_survives, in_short, run_tasks
 from benchmarks.gpu.session import Session
-from benchmarks.gpu.timing import best_of_cudnn, time_as_called
+from benchmarks.gpu.timing import time_as_called
 from benchmarks.results_file import environment
 from unit_fast.capture import capture
 from unit_fast.runtime.agreement import difference
@@ -157,14 +156,12 @@ def _kept(session: Session) -> dict[str, Any]:
 @torch.no_grad()
 def timed(task: Task) -> dict[str, dict[str, Any]]:
     """Make, verify and time the contenders, one after the other."""
-    best_of_cudnn()
     os.environ["UNIT_FAST_CACHE"] = str(cache_of(task.folder))
     program = sanitised_network(task.network, task.device)
     plain = capture(*network(task.network, task.device))
     (images,) = program.example.of_size(task.batch).tensors()
     images = images.contiguous(memory_format=torch.channels_last)
-    with alone():  # cuDNN takes what is fastest now, for this process
-        expected = {"": program.module(images), UNCLAMPED: plain(images)}
+    expected = {"": program.module(images), UNCLAMPED: plain(images)}
     rows: dict[str, dict[str, Any]] = {}
     for contender in task.contenders:
         if time.monotonic() >= task.deadline:

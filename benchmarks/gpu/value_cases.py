@@ -31,7 +31,7 @@ class ValueCase:
         dtype: "fp32" multiplies as torch does by default, "tf32" as it may be told to.
         config: None where the launcher has no choice.
         x: shape of the input.
-        weight: shape of the weight, where there is one.
+        weight: shape of the weight, where there is one; of a pooling (1, 1, R, S).
         stride, padding, dilation, groups: of a convolution.
         bias, residual, counts: whether there is one; counts need a bound.
         bound: its kind.
@@ -41,7 +41,7 @@ class ValueCase:
             early would; "crash" ends the process, as a fault on the device would.
     """
 
-    operator: Literal["linear", "conv2d", "epilogue", "clamp_bound_backward"]
+    operator: Literal["linear", "conv2d", "max_pool2d", "epilogue", "clamp_bound_backward"]
     dtype: Dtype
     config: MatmulConfig | DepthwiseConfig | PointwiseConfig | None
     x: tuple[int, ...]
@@ -65,7 +65,7 @@ class ValueCase:
         config = self.config if matmul else _tile(self.config)
         shape = "x".join(map(str, self.x)) + (" by " + "x".join(map(str, self.weight)) if self.weight else "")
         geometry = ""
-        if self.operator == "conv2d":
+        if self.operator in ("conv2d", "max_pool2d"):
             geometry = f" stride {self.stride} padding {self.padding} dilation {self.dilation} groups {self.groups}"
         flags = (name for name in ("bias", "residual", "counts", "nchw") if getattr(self, name))
         tail = [self.act, f"bound {self.bound}", *flags]
@@ -89,6 +89,13 @@ TAILS: tuple[dict[str, object], ...] = (
     {"bound": "tensor", "act": "relu6", "bias": False},
     {"bound": "neuron", "residual": True, "act": "relu", "counts": True},
     {"bound": "channel", "residual": True, "act": "silu", "counts": True},
+)
+
+
+KINDS_POOLED: tuple[tuple[BoundKind, bool, str], ...] = (
+    ("none", False, "identity"),
+    ("neuron", True, "relu"),
+    ("channel", True, "gelu"),
 )
 
 
@@ -122,6 +129,15 @@ def _groups(architecture: int, dtype: Dtype) -> Iterator[list[ValueCase]]:
         return
     yield [ValueCase("conv2d", dtype, None, (2, 8, 9, 9), (16, 2, 3, 3), padding=(1, 1), groups=4)]
     yield list(_pointwise(dtype))
+    yield [
+        ValueCase("max_pool2d", dtype, None, x, (1, 1, *kernel), stride, padding, bound=bound, bias=bias, act=act)
+        for x, kernel, stride, padding in (
+            ((3, 64, 29, 31), (3, 3), (2, 2), (1, 1)),
+            ((2, 70, 56, 56), (2, 2), (2, 2), (0, 0)),
+            ((2, 24, 9, 7), (5, 3), (1, 2), (2, 1)),
+        )
+        for bound, bias, act in KINDS_POOLED
+    ]
     yield [
         ValueCase("clamp_bound_backward", dtype, None, x, bound=bound, bias=False, act="identity")
         for x in ((64, 24, 14, 14), (3000, 5), (7, 1030), (5, 3, 7, 5))

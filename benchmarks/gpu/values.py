@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.gpu.pool import Outcome, run_tasks
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.value_cases import ValueCase, controls, value_cases
-from unit_fast.kernels import backward, conv2d, linear, pointwise, reference
+from unit_fast.kernels import backward, conv2d, linear, pointwise, pooling, reference
 from unit_fast.kernels.agreement import ROUNDED_TWICE, error, tolerance_of
 from unit_fast.kernels.checks import conv_size
 from unit_fast.kernels.configs import architecture
@@ -150,7 +150,7 @@ def _operands(case: ValueCase, device: str) -> dict[str, Tensor | None]:
         weight = pack_weight(weight, case.groups) if weight is not None else None
         sizes = (case.x[2:], case.weight[2:], case.stride, case.padding, case.dilation)
         out = (case.x[0], case.weight[0], *(conv_size(*axis) for axis in zip(*sizes, strict=True)))
-    sample = out[1:]
+    sample = out[1:] if case.operator != "max_pool2d" else case.x[1:]
     channel = (sample[0], 1, 1) if len(sample) == 3 else sample[-1:]
     bounds = {"none": None, "tensor": (), "channel": channel, "neuron": sample}
     bound_shape = bounds[case.bound]
@@ -179,6 +179,12 @@ def _results(case: ValueCase, operands: dict[str, Tensor | None]) -> tuple[list[
         sums = x.numel() // max(bound.numel(), 1)  # a bound's gradient is a sum: scaled to unit variance
         found[1], truth[1] = found[1] / sums**0.5, truth[1] / sums**0.5
         return found, truth
+    if case.operator == "max_pool2d":
+        given = (operands["bias"], operands["bound"])
+        wide = (exact["bias"], exact["bound"])
+        settings = (case.weight[2:], case.stride, case.padding, case.dilation, False, case.act)
+        found = pooling.max_pool2d(x, *given, *settings)
+        return [found], [reference.max_pool2d_ref(x.double(), *wide, *settings)]
     launch, of_reference = _functions(case)
     truth = [of_reference(*exact.values())]
     if case.fault == "short sum":

@@ -20,6 +20,7 @@ __all__ = [
     "run_conv2d",
     "run_epilogue",
     "run_linear",
+    "run_max_pool2d",
     "tuning",
 ]
 
@@ -40,3 +41,8 @@ def run_linear(*args: Any, counts: Tensor | None = None) -> Tensor:
 def run_conv2d(*args: Any, counts: Tensor | None = None) -> Tensor:
     """``conv2d`` by the implementation chosen for this shape; see ``run_epilogue``."""
     return dispatcher_for(args[0].device).run("conv2d", args, counts)
+
+
+def run_max_pool2d(*args: Any) -> Tensor:
+    """``max_pool2d`` by the implementation chosen for this shape; saturation is not counted."""
+    return dispatcher_for(args[0].device).run("max_pool2d", args)

@@ -33,16 +33,18 @@ from unit_fast.kernels.dispatch.problem import Operator, Problem
 from unit_fast.kernels.layout import KERNEL_DTYPES
 from unit_fast.kernels.linear import linear
 from unit_fast.kernels.pointwise import epilogue
-from unit_fast.kernels.reference import conv2d_ref, epilogue_ref, linear_ref, memory_format_of
+from unit_fast.kernels.pooling import MOST_TAPS, max_pool2d
+from unit_fast.kernels.reference import conv2d_ref, epilogue_ref, linear_ref, max_pool2d_ref, memory_format_of
 
 Provider = Literal["triton", "cudnn", "library", "reference"]
-WIDTH = 9
+WIDTH = 6
 """Triton configurations that are timed for a problem, the likeliest best first. Each costs 1 to 3 s of compilation."""
 
 REFERENCES: dict[Operator, Callable[..., Tensor]] = {
     "epilogue": epilogue_ref,
     "linear": linear_ref,
     "conv2d": conv2d_ref,
+    "max_pool2d": max_pool2d_ref,
 }
 
 
@@ -68,6 +70,10 @@ def candidates_for(problem: Problem, environment: Environment, width: int = WIDT
         return (reference,)
     if problem.operator == "epilogue":
         return Candidate("triton", "triton", epilogue), reference
+    if problem.operator == "max_pool2d":
+        fits = math.prod(problem.option("kernel_size")) <= MOST_TAPS and problem.x.layout == "channels_last"
+        fused = [Candidate("triton", "triton", max_pool2d)] if fits else []
+        return *fused, Candidate("epilogue + torch", "library", _epilogue_then_max_pool2d), reference
     if problem.operator == "linear":
         fused = _matmul(problem, environment, linear, rows=math.prod(problem.out_shape[:-1]), strided=False)
         library = Candidate("cublas + epilogue", "library", _linear_then_epilogue)
@@ -153,6 +159,8 @@ def _then_epilogue(
 ) -> Tensor:
     """torch's convolution, cuDNN's on a GPU, then everything else in one pass."""
     y = F.conv2d(x, weight, None, tuple(stride), tuple(padding), tuple(dilation), groups)
+    if all(operand is None for operand in (bias, residual, bound)) and act == "identity":
+        return y
     column = None if bias is None else bias[:, None, None]
     y = y.contiguous(memory_format=memory_format_of(x, weight))
     return epilogue(y, None, column, residual, bound, act, act_args, counts=counts)
@@ -171,6 +179,27 @@ def _linear_then_epilogue(
 ) -> Tensor:
     """torch's product, cuBLAS's on a GPU, then everything else in one pass."""
     return epilogue(F.linear(x, weight), None, bias, residual, bound, act, act_args, counts=counts)
+
+
+def _epilogue_then_max_pool2d(
+    x: Tensor,
+    bias: Tensor | None,
+    bound: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    act: str,
+    act_args: Sequence[float],
+    *,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """Everything before the pooling in one pass, then torch's own."""
+    if bias is not None or bound is not None or act != "identity":
+        column = None if bias is None else bias[:, None, None]
+        x = epilogue(x, None, column, None, bound, act, act_args, counts=counts)
+    return F.max_pool2d(x, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), ceil_mode)
 
 
 def _counted_reference(operator: Operator, *args: Any, counts: Tensor | None = None) -> Tensor:

@@ -77,6 +77,10 @@ class CudnnGraphs:
         x, weight, bias, residual, bound, stride, padding, dilation, groups, act, _ = args
         if groups != 1:
             raise ValueError(f"cuDNN's graph is built for one group only, got {groups}")
+        if bound is not None and bound.numel() > max(1, bound.shape[0] if bound.dim() == 3 else 1):
+            # cuDNN 9.19 on an H200 takes such a graph, and its kernel reads at a misaligned address: after that fault
+            # the process has no GPU any more.
+            raise ValueError(f"cuDNN's graph is built for bounds alike in every position, got {tuple(bound.shape)}")
         column = None if bias is None else bias[None, :, None, None]
         ceiling = None if bound is None else bound.to(x.dtype)[(None,) * (4 - bound.dim())]
         given = {"x": x, "weight": weight, "bias": column, "residual": residual, "bound": ceiling}

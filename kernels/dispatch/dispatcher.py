@@ -218,9 +218,8 @@ class Dispatcher:
     def _measured(self, candidates: Sequence[Candidate], trial: _Trial, key: str, clock: Clock) -> Choice:
         times: dict[str, float] = {}
         for candidate in candidates:
-            # With a policy, the reference is for need only.
-            if self.policy not in ("auto", candidate.provider) and times:
-                continue
+            if candidate.provider == "reference" and times and self.policy != "reference":
+                continue  # several passes over memory: for need only
             if trial.passes(candidate):
                 time = trial.time(candidate, clock)
                 if time is not None:

@@ -12,17 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unit_fast.kernels.checks import check_conv2d, check_epilogue, check_linear
+from unit_fast.kernels.checks import check_conv2d, check_epilogue, check_linear, check_max_pool2d
 from unit_fast.kernels.launch import dot_precision
 from unit_fast.kernels.reference import memory_format_of
 
-Operator = Literal["epilogue", "linear", "conv2d"]
+Operator = Literal["epilogue", "linear", "conv2d", "max_pool2d"]
 Layout = Literal["contiguous", "channels_last", "hwc", "strided"]
 
 OPERANDS: dict[Operator, tuple[str, ...]] = {
     "epilogue": ("x", "scale", "bias", "residual", "bound"),
     "linear": ("x", "weight", "bias", "residual", "bound"),
     "conv2d": ("x", "weight", "bias", "residual", "bound"),
+    "max_pool2d": ("x", "bias", "bound"),
 }
 """The tensors of each operator, in the order of its schema."""
 
@@ -37,10 +38,24 @@ OPTIONS: dict[Operator, tuple[tuple[str, Any], ...]] = {
         ("act", "identity"),
         ("act_args", ()),
     ),
+    "max_pool2d": (
+        ("kernel_size", (1, 1)),
+        ("stride", (1, 1)),
+        ("padding", (0, 0)),
+        ("dilation", (1, 1)),
+        ("ceil_mode", False),
+        ("act", "identity"),
+        ("act_args", ()),
+    ),
 }
 """What follows the tensors, with the defaults of the schema."""
 
-_CHECKS = {"epilogue": check_epilogue, "linear": check_linear, "conv2d": check_conv2d}
+_CHECKS = {
+    "epilogue": check_epilogue,
+    "linear": check_linear,
+    "conv2d": check_conv2d,
+    "max_pool2d": check_max_pool2d,
+}
 
 
 def complete(operator: Operator, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -116,14 +131,15 @@ class Problem:
         count = len(OPERANDS[operator])
         shape = _CHECKS[operator](*args)  # type: ignore[operator]
         x: Tensor = args[0]
-        multiplies = operator != "epilogue" and x.dtype == torch.float32
+        multiplies = "weight" in OPERANDS[operator] and x.dtype == torch.float32
         precision = dot_precision(x, convolution=operator == "conv2d") if multiplies else ""
         specs = tuple(None if t is None else Spec.of(t) for t in args[:count])
         return cls(operator, specs, tuple(args[count:]), tuple(shape), precision)
 
     def spec(self, name: str) -> Spec | None:
-        """The operand called ``name``."""
-        return self.tensors[OPERANDS[self.operator].index(name)]
+        """The operand called ``name``; None where there is none, or the operator takes none."""
+        operands = OPERANDS[self.operator]
+        return self.tensors[operands.index(name)] if name in operands else None
 
     def option(self, name: str) -> Any:
         """The option called ``name``."""
@@ -144,7 +160,7 @@ class Problem:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to compute, or a sum over nothing: no kernel is launched for those."""
-        weight = self.spec("weight") if self.operator != "epilogue" else None
+        weight = self.spec("weight")
         return 0 in self.out_shape or 0 in self.x.shape or (weight is not None and 0 in weight.shape)
 
     @property

@@ -83,7 +83,7 @@ def difference(problem: Problem, candidate: Candidate, args: tuple[Any, ...], tr
 def tolerance(problem: Problem, candidate: Candidate) -> float:
     """The largest error that rounding explains; a wrong kernel is wrong by about 1."""
     allowed = tolerance_of(problem.dtype, problem.precision or "ieee")
-    weight = problem.spec("weight") if problem.operator != "epilogue" else None
+    weight = problem.spec("weight")
     if problem.precision == "tf32x3" and weight is not None:
         allowed *= max(1.0, math.prod(weight.shape[1:]) / 1000)  # the table's entry is for sums of up to 1,000
     return allowed * LIBRARY_ROUNDING if candidate.provider == "library" else allowed

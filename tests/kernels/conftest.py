@@ -31,6 +31,15 @@ def _poisoned_outputs() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def _full_float32() -> Iterator[None]:
+    """torch lets cuDNN, and so our convolutions, multiply float32 as TF32 unless told otherwise."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.fixture(scope="session")
 def randn(device: torch.device) -> Callable[..., Tensor]:
     """``randn(shape, dtype, seed, scale)``: normal values, exactly representable in ``dtype``, on the test's device."""
@@ -57,6 +66,8 @@ def agree() -> Callable[..., None]:
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors are taken for CUDA tensors: kernels run in the interpreter."""
     pytest.importorskip("triton", reason="the kernels need Triton")
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU there is no interpreter to run kernels on the CPU")
     from unit_fast.kernels import ops
 
     monkeypatch.setattr(ops, "_runs_kernels", lambda x: x.dtype in ops.KERNEL_DTYPES)

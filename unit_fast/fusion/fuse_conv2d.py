@@ -12,11 +12,12 @@ _aten = torch.ops.aten
 
 
 def fuse_conv2d(module: fx.GraphModule) -> int:
-    """Fuse what follows each two-dimensional convolution into it; returns how many convolutions took something.
+    """Fuse what follows each two-dimensional convolution into it; returns how many convolutions became ours.
 
-    One with nothing behind it stays: the library adds the bias itself. Where two convolutions are added, the first in
-    the graph takes the sum, the other is its residual. Left alone: convolutions over unbatched images, with weights
-    that are computed, and with "same" padding that is not symmetric; transposed, one- and three-dimensional ones.
+    Also those that nothing follows: torch adds their bias in a pass of its own. Where two convolutions are added, the
+    first in the graph takes the sum, the other is its residual. Left alone: convolutions over unbatched images, with
+    weights that are computed, and with "same" padding that is not symmetric; transposed, one- and three-dimensional
+    ones.
     """
     fused = 0
     for node in list(module.graph.nodes):
@@ -24,11 +25,10 @@ def fuse_conv2d(module: fx.GraphModule) -> int:
         if settings is None:
             continue
         tail = find_tail(module, node)
-        if tail.nodes:
-            x, weight, bias, *geometry = settings
-            args = (x, weight, bias, tail.residual, tail.bound, *geometry, *tail.act)
-            replace(module, (node, *tail.nodes), torch.ops.unit_fast.conv2d.default, args)
-            fused += 1
+        x, weight, bias, *geometry = settings
+        args = (x, weight, bias, tail.residual, tail.bound, *geometry, *tail.act)
+        replace(module, (node, *tail.nodes), torch.ops.unit_fast.conv2d.default, args)
+        fused += 1
     return fused
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from unit_fast.fusion.fuse import fuse
+from unit_fast.fusion.fuse_max_pool2d import fuse_max_pool2d
 from unit_fast.fusion.rewrite import tidy
 from unit_fast.runtime.flat import FlatGraph
 from unit_fast.runtime.packing import pack_constants
@@ -20,6 +21,7 @@ _OPERATORS = {
     torch.ops.unit_fast.conv2d.default: "conv2d",
     torch.ops.unit_fast.linear.default: "linear",
     torch.ops.unit_fast.epilogue.default: "epilogue",
+    torch.ops.unit_fast.max_pool2d.default: "max_pool2d",
 }
 
 
@@ -64,6 +66,7 @@ class KernelGraph:
 
     def __init__(self, module: fx.GraphModule, dispatcher: "Dispatcher", counting: bool = False) -> None:
         fused = fuse(module)
+        fuse_max_pool2d(fused, absorb=not counting)
         pack_constants(fused)
         self.flat = FlatGraph(fused)
         self._graph = self.flat.module

@@ -15,7 +15,11 @@ _ops = torch.ops.unit_fast
 
 _CONVOLUTIONS: dict[Any, int] = {_ops.conv2d.default: 8, _aten.conv2d.default: 6, _aten.conv2d.padding: 6}
 """Convolutions, with the position of ``groups`` among their arguments."""
-_PER_SAMPLE: dict[Any, tuple[int, ...]] = {_ops.conv2d.default: (4,), _ops.epilogue.default: (1, 2, 4)}
+_PER_SAMPLE: dict[Any, tuple[int, ...]] = {
+    _ops.conv2d.default: (4,),
+    _ops.max_pool2d.default: (2,),
+    _ops.epilogue.default: (1, 2, 4),
+}
 """Operators of ours, with the positions of what they read once a sample."""
 
 

@@ -22,7 +22,7 @@ def test_tuning_takes_the_fastest_and_says_why(tmp_path):
         choice = under_test.choose("epilogue", CALL)
     assert (choice.candidate.name, choice.source) == ("triton b", "measured")
     assert choice.why == "measured: 5.0 µs, lib + epilogue 6.0 µs"
-    assert sorted(clock.timed) == sorted(TIMES)
+    assert sorted(clock.timed) == sorted(TIMES.keys() - {"reference"}), "the reference is for need only"
     calls = ways[1].calls
     torch.testing.assert_close(under_test.run("epilogue", CALL), epilogue_ref(*CALL))
     assert ways[1].calls == calls + 1
@@ -252,7 +252,7 @@ def test_threads_measure_a_problem_once(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(clock.timed) == sorted(TIMES)
+    assert sorted(clock.timed) == sorted(TIMES.keys() - {"reference"}), "the reference is for need only"
 
 
 def test_gradients_and_inference_mode_do_not_matter(tmp_path):
