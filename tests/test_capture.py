@@ -112,6 +112,24 @@ def test_a_view_after_a_transpose_survives():
     torch.testing.assert_close(captured(x.to(memory_format=torch.channels_last)), Shuffle()(x))
 
 
+@torch.library.custom_op("unit_fast_tests::channels_last", mutates_args=())
+def _channels_last(x: Tensor) -> Tensor:
+    """In another layout than its fake says, as cuDNN's convolutions are."""
+    return x.clone(memory_format=torch.channels_last)
+
+
+_channels_last.register_fake(lambda x: x.clone(memory_format=torch.contiguous_format))
+
+
+def test_a_view_holds_in_a_layout_that_the_trace_did_not_have():
+    class Flattened(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(torch.flatten(_channels_last(x), 1))
+
+    x = images(2)
+    assert torch.equal(capture(Flattened(), x)(x), F.relu(x.flatten(1)))
+
+
 def test_an_exported_program_is_taken_and_has_the_same_fingerprint():
     model = randomised(SmallResNet())
     program = torch.export.export(model, (images(2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

@@ -74,9 +74,7 @@ def _capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exa
         check_guards = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         captured = _detached(program.module(**check_guards))
         _reject_unsupported(captured)
-        relax_views(
-            captured
-        )  # before anything runs: on another device a map may lie in memory as the trace did not say
+        relax_views(captured)  # first: maps may lie in memory otherwise than they did in the trace, as on a GPU
         if isinstance(model, nn.Module):
             _require_same_for_one_sample(model, captured, args, kwargs)
         remove_identities(captured)

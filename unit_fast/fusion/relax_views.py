@@ -17,4 +17,5 @@ def relax_views(module: fx.GraphModule) -> int:
         if node.op == "call_function" and node.target in _VIEWS:
             node.target = torch.ops.aten.reshape.default
             relaxed += 1
+    module.recompile()
     return relaxed
