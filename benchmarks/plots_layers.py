@@ -87,5 +87,5 @@ def models_gpu() -> Figure:
         panel.set_title(f"{device}, batch {batch}")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("speed of unit_fast over others")
-    panels[-1].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), frameon=False)
     return figure

@@ -68,8 +68,10 @@ def models_gpu() -> Table:
     table = [["GPU", "network", "samples", "unit_fast, ms", "images a second", "faster than"]]
     for device, figures in gpu_results("models").items():
         rows = figures["rows"]
-        for case, ratios in figures.get("ratios", {}).items():
-            network, batch = case.split("/")
+        ratios_of = figures.get("ratios", {})
+        for network, batch in sorted((case.split("/") for case in ratios_of), key=lambda case: (case[0], int(case[1]))):
+            case = f"{network}/{batch}"
+            ratios = ratios_of[case]
             ours = rows[f"{case}/unit_fast"]
             others = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}×" for name, ratio in ratios.items())
             times = {f"{name}_ms": value / 1e3 for name, value in ours["microseconds"].items()}
