@@ -207,7 +207,7 @@ def check_max_pool2d(
             f"unit_fast::max_pool2d: x is {tuple(x.shape)} and kernel_size, stride, padding and dilation are "
             f"{', '.join(str(tuple(pair)) for pair in pairs)}; expected (B, C, H, W) and pairs"
         )
-    p, q = (_pooled_size(x.shape[2 + i], *(pair[i] for pair in pairs), ceil_mode) for i in (0, 1))
+    p, q = (_pooled_size(x.shape[2 + i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1))
     if p < 1 or q < 1:
         raise ValueError(
             f"unit_fast::max_pool2d: a window of {tuple(kernel_size)} with dilation {tuple(dilation)} does not fit a "

@@ -61,8 +61,7 @@ class ValueCase:
     @property
     def name(self) -> str:
         """One line that tells it from all others."""
-        matmul = isinstance(self.config, MatmulConfig | DepthwiseConfig)
-        config = self.config if matmul else _tile(self.config)
+        config = self.config if isinstance(self.config, MatmulConfig | DepthwiseConfig) else _tile(self.config)
         shape = "x".join(map(str, self.x)) + (" by " + "x".join(map(str, self.weight)) if self.weight else "")
         geometry = ""
         if self.operator in ("conv2d", "max_pool2d"):

@@ -180,11 +180,9 @@ def _results(case: ValueCase, operands: dict[str, Tensor | None]) -> tuple[list[
         found[1], truth[1] = found[1] / sums**0.5, truth[1] / sums**0.5
         return found, truth
     if case.operator == "max_pool2d":
-        given = (operands["bias"], operands["bound"])
-        wide = (exact["bias"], exact["bound"])
-        settings = (case.weight[2:], case.stride, case.padding, case.dilation, False, case.act)
-        found = pooling.max_pool2d(x, *given, *settings)
-        return [found], [reference.max_pool2d_ref(x.double(), *wide, *settings)]
+        settings: Any = (case.weight[2:], case.stride, case.padding, case.dilation, False, case.act)
+        pooled = pooling.max_pool2d(x, operands["bias"], bound, *settings)
+        return [pooled], [reference.max_pool2d_ref(x.double(), exact["bias"], exact["bound"], *settings)]
     launch, of_reference = _functions(case)
     truth = [of_reference(*exact.values())]
     if case.fault == "short sum":

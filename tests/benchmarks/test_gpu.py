@@ -38,8 +38,16 @@ def test_values_go_through_every_configuration_and_see_what_is_wrong(figures):
     assert values["done"] == values["cases"] >= 2 * len(LINEAR[90]) + len(CONV2D[90])  # 1×1 convolutions beside linear
     assert (values["differing"], values["failed"]) == ([], [])
     assert values["controls"] == {"short sum": "differs", "crash": "failed"}
-    assert {name.split()[0] for name in values["kernels"]} == {"linear", "conv2d", "epilogue", "clamp_bound_backward"}
-    assert all(0 < kernel["largest_error"] < 1.2e-3 for kernel in values["kernels"].values())
+    assert {name.split()[0] for name in values["kernels"]} == {
+        "linear",
+        "conv2d",
+        "max_pool2d",
+        "epilogue",
+        "clamp_bound_backward",
+    }
+    errors = {name.split()[0]: kernel["largest_error"] for name, kernel in values["kernels"].items()}
+    assert errors.pop("max_pool2d") < 1.2e-3, "the smallest case rounds nothing"
+    assert all(0 < error < 1.2e-3 for error in errors.values())
 
 
 def test_layers_are_timed_by_every_provider(figures):

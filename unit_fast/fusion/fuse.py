@@ -2,6 +2,7 @@
 
 from torch import fx
 
+from unit_fast.fusion.attend_batch_first import attend_batch_first
 from unit_fast.fusion.fuse_batch_norm import fuse_batch_norm
 from unit_fast.fusion.fuse_conv2d import fuse_conv2d
 from unit_fast.fusion.fuse_epilogue import fuse_epilogue
@@ -10,8 +11,8 @@ from unit_fast.fusion.hand_over_biases import hand_over_biases
 from unit_fast.fusion.rewrite import tidy
 from unit_fast.sites import copy_graph
 
-# Producers first: what they leave goes to the passes over memory.
-_PASSES = (fuse_conv2d, hand_over_biases, fuse_linear, fuse_batch_norm, fuse_epilogue)
+# What gets a residual next to it first, then producers: what they leave goes to the passes over memory.
+_PASSES = (attend_batch_first, fuse_conv2d, hand_over_biases, fuse_linear, fuse_batch_norm, fuse_epilogue)
 
 
 def fuse(module: fx.GraphModule) -> fx.GraphModule:

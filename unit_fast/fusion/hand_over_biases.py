@@ -1,5 +1,7 @@
 """conv2d(y, …) with the residual conv2d(x, …) + bias => the bias of the residual goes into that of the sum."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -16,10 +18,11 @@ def hand_over_biases(module: fx.GraphModule) -> int:
     """
     handed = 0
     for node in list(module.graph.nodes):
-        shortcut = node.args[3] if node.target is _conv2d else None
+        shortcut: Any = node.args[3] if node.target is _conv2d else None
         if not isinstance(shortcut, fx.Node) or shortcut.target is not _conv2d or len(shortcut.users) != 1:
             continue
-        _, _, bias_node, residual, bound, *_, act, _ = shortcut.args
+        given: Any = shortcut.args
+        _, _, bias_node, residual, bound, *_, act, _ = given
         bias = constant(module, bias_node)
         if bias is None or residual is not None or bound is not None or act != "identity":
             continue
