@@ -8,6 +8,7 @@ Each part writes ``benchmarks/results/gpu_<device>_<part>.json`` as it goes, so 
 
 environment  the machine, its copy bandwidth and its matrix products' peak
 values       every shipped configuration × dtype × shapes against the reference: which differ, which fail
+tests        the tests of kernels and of sanitize on the GPU: which fail, and why
 layers       the layers of networks: library alone, + eager clamp, + our epilogue, fused; % of the roofline
 dispatch     the table of choices for this GPU, which ships; a run that was cut off is continued by the next
 models       whole networks against torch.compile, with the choices that were measured, and warm-up; likewise, as one

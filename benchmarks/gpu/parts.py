@@ -38,10 +38,11 @@ class Part:
 
 PARTS = (
     Part("environment", "benchmarks.gpu.environment", 30),
-    Part("values", "benchmarks.gpu.values", 110),
-    Part("layers", "benchmarks.gpu.layers", 150),
-    Part("dispatch", "benchmarks.gpu.dispatch", 100),  # before the models, which warm up from it
-    Part("models", "benchmarks.gpu.models", 130),
+    Part("values", "benchmarks.gpu.values", 60),
+    Part("tests", "benchmarks.gpu.tests", 80),
+    Part("layers", "benchmarks.gpu.layers", 120),
+    Part("dispatch", "benchmarks.gpu.dispatch", 90),  # before the models, which warm up from it
+    Part("models", "benchmarks.gpu.models", 150),
     Part("profile", "benchmarks.gpu.profile", 20),
     Part("sanitizer", "benchmarks.gpu.sanitizer", 400, by_default=False),
 )

@@ -88,4 +88,4 @@ def test_without_a_gpu_it_says_how_to_go_on(tmp_path):
 def test_unknown_part_is_refused():
     result = _run("--part", "values,speed")
     assert result.returncode == 1
-    assert "no part speed; expected some of environment, values, layers" in result.stderr
+    assert "no part speed; expected some of environment, values, tests, layers" in result.stderr
