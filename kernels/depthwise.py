@@ -78,12 +78,14 @@ def _depthwise_kernel(
     across = tl.cdiv(Q, STRIP)
     local = tl.arange(0, BLOCK_M)
     strip_ok = local < strips - start
-    strip = tl.where(strip_ok, local, 0) + (start % (P * across)).to(tl.int32)  # since the first image of the tile
+    begin = (start % (P * across)).to(tl.int32)
+    strip = tl.where(strip_ok, local, 0) + begin  # since the first image of the tile
     image = strip // (P * across)
     p = strip % (P * across) // across
     q = strip % across * STRIP
-    first = start // (P * across) * out_rows
-    row = image * out_rows + p * Q + q
+    before = begin // across * Q + begin % across * STRIP  # rows of that image before the tile
+    first = start // (P * across) * out_rows + before
+    row = image * out_rows + p * Q + q - before
     x_image = x_ptr + (start // (P * across) + image) * (H * W * C)
     h_start = p * STRIDE_H - PAD_H
     w_start = q * STRIDE_W - PAD_W

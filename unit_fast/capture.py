@@ -202,10 +202,17 @@ def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
 _USUAL_GUARD = re.compile(r"(2 <= )?(L\[.*?\](\[.*?\])*\.size\(\)\[0\])( == L\[.*?\](\[.*?\])*\.size\(\)\[0\])?")
 
 
+# What a float32 batch norm on CUDA adds: whether cuDNN takes a batch of that size. Either way computes the same.
+_LIBRARY_LIMIT = re.compile(r"L\[.*?\](?:\[.*?\])*\.size\(\)\[0\] <= (\d+)")
+_LEAST_LIBRARY_LIMIT = 65535
+
+
 def _require_any_batch(program: torch.export.ExportedProgram) -> None:
     """torch.export follows the example where a model branches on the batch size, and says so in a guard only."""
     for guard in getattr(program, "_guards_code", ()):
-        if not _USUAL_GUARD.fullmatch(guard):
+        limit = _LIBRARY_LIMIT.fullmatch(guard)
+        usual = _USUAL_GUARD.fullmatch(guard) or (limit is not None and int(limit[1]) >= _LEAST_LIBRARY_LIMIT)
+        if not usual:
             condition = re.sub(r"L\['(.*?)'\]", r"\1", guard).replace(".size()", ".shape")
             raise CaptureError(
                 f"the model computes something else for other batch sizes: what the example runs holds only where "

@@ -106,7 +106,7 @@ def measure(session: Session) -> list[str]:
                 deadline=session.deadline,
             )
             for task, result, failure in outcomes:
-                found = result or {contender: {"failure": failure} for contender in task.contenders}
+                found = result if failure is None else {one: {"failure": failure} for one in task.contenders}
                 rows |= {task.name(contender): row for contender, row in found.items()}
                 session.write("models", {"rows": rows, "ratios": ratios(rows), "complete": False})
     complete = all(task.name(one) in rows for stage in stages for task in stage.tasks for one in task.contenders)

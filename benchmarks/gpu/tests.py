@@ -4,6 +4,7 @@ Failures are written as they come, so that a run that is cut off still tells the
 is timed. A dry run takes one short file.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -38,7 +39,7 @@ def measure(session: Session) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         reports = Path(folder) / "reports.jsonl"
         complete, said = _run(session, reports)
-        results = [json.loads(line) for line in reports.read_text().splitlines()] if reports.is_file() else []
+        results = _read(reports)
     outcomes = Counter(result["outcome"] for result in results)
     failed = [result for result in results if result["outcome"] == "failed"]
     figures: dict[str, Any] = {"complete": complete, "outcomes": dict(outcomes), "failed": failed}
@@ -47,6 +48,15 @@ def measure(session: Session) -> list[str]:
         raise RuntimeError(f"no test ran: {said[-500:]}")
     told = [f"{result['test']}: {result['why'].strip().splitlines()[-1][:200]}" for result in failed if result["why"]]
     return [", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()), *told[:40]]
+
+
+def _read(reports: Path) -> list[dict[str, Any]]:
+    """What was written of the tests; a line that a kill cut off is left out."""
+    results = []
+    for line in reports.read_text().splitlines() if reports.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            results.append(json.loads(line))
+    return results
 
 
 def _run(session: Session, reports: Path) -> tuple[bool, str]:

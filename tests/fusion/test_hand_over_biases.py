@@ -27,6 +27,18 @@ class ReadTwice(Shortcut):
         return F.relu(self.main(x) + y) * y.mean()
 
 
+class OwnInput(Shortcut):
+    """What is added is also what the convolution reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = nn.Conv2d(6, 6, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.shortcut(x)
+        return F.relu(self.main(y) + y)
+
+
 def biases(module):
     """Whether the convolutions have one, in the order in which they run."""
     graph = fuse(module).graph
@@ -48,6 +60,7 @@ def test_the_sum_takes_both(own):
         pytest.param(Shortcut(between=nn.ReLU()), id="an activation between"),
         pytest.param(Shortcut(between=nn.AvgPool2d(3, 1, 1)), id="a pooling between"),
         pytest.param(ReadTwice(), id="read twice"),
+        pytest.param(OwnInput(), id="read by the sum's own convolution"),
     ],
 )
 def test_otherwise_it_stays(network):

@@ -22,6 +22,15 @@ def _own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("UNIT_FAST_CACHE", str(tmp_path_factory.getbasetemp() / "unit_fast"))
 
 
+@pytest.fixture(autouse=True)
+def _full_float32():
+    """torch lets cuDNN multiply float32 as TF32 unless told otherwise."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 def sanitized(name, dtype=torch.float16, backend="auto", granularity="neuron"):
     """The model by ``backend`` on the GPU, its eager twin there, and an input."""
     model, x = make(name)

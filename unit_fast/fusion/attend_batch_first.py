@@ -93,6 +93,8 @@ def _match(attention: fx.Node) -> _Match | None:
     x = first.args[0]
     if linear is None or last is None or not isinstance(x, fx.Node) or x.meta["val"].ndim != 3:
         return None
+    if output is None or output.meta["val"].shape[-1] != heads * width:
+        return None
     if tuple(last.meta["val"].shape[1:]) != (length, heads * width) or x.meta["val"].shape[1] != length:
         return None
     return _Match(x, projection, linear, last)

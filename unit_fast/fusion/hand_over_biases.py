@@ -21,6 +21,8 @@ def hand_over_biases(module: fx.GraphModule) -> int:
         shortcut: Any = node.args[3] if node.target is _conv2d else None
         if not isinstance(shortcut, fx.Node) or shortcut.target is not _conv2d or len(shortcut.users) != 1:
             continue
+        if node.args.count(shortcut) != 1:  # it is what the convolution reads, too
+            continue
         given: Any = shortcut.args
         _, _, bias_node, residual, bound, *_, act, _ = given
         bias = constant(module, bias_node)
