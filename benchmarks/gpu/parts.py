@@ -42,7 +42,7 @@ PARTS = (
     Part("tests", "benchmarks.gpu.tests", 80),
     Part("layers", "benchmarks.gpu.layers", 120),
     Part("dispatch", "benchmarks.gpu.dispatch", 90),  # before the models, which warm up from it
-    Part("models", "benchmarks.gpu.models", 150),
+    Part("models", "benchmarks.gpu.models", 140),
     Part("profile", "benchmarks.gpu.profile", 20),
     Part("sanitizer", "benchmarks.gpu.sanitizer", 400, by_default=False),
 )

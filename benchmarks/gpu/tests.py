@@ -63,7 +63,8 @@ def _run(session: Session, reports: Path) -> tuple[bool, str]:
     """Whether pytest came to its end, and what it said."""
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", __name__]
     command += ["-n", str(session.workers), "--timeout", str(TEST_SECONDS), *(DRY if session.dry_run else WHAT)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), REPORTS: str(reports)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(ROOT), REPORTS: str(reports)}
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -79,12 +80,22 @@ def _run(session: Session, reports: Path) -> tuple[bool, str]:
         return complete, output.read()
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """As a plugin: a line for each test, when it is done, from the process that gathers them."""
+def pytest_configure(config: pytest.Config) -> None:
+    """As a plugin of pytest: report from the process that gathers the results, and not from its workers."""
     path = os.environ.get(REPORTS)
-    if path is None or "PYTEST_XDIST_WORKER" in os.environ:
-        return
-    if report.when == "call" or report.outcome != "passed":  # a set-up that fails or skips has no call
-        line = {"test": report.nodeid, "outcome": report.outcome, "why": report.longreprtext[-MOST_WORDS:]}
-        with Path(path).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Reporter(Path(path)))
+
+
+class _Reporter:
+    """Writes a line for each test when it is done."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called by pytest after each phase of a test."""
+        if report.when == "call" or report.outcome != "passed":  # a set-up that fails or skips has no call
+            line = {"test": report.nodeid, "outcome": report.outcome, "why": report.longreprtext[-MOST_WORDS:]}
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")

@@ -10,7 +10,7 @@ DEFAULT = [part for part in PARTS if part.by_default]
 def test_a_whole_run_stays_below_nine_minutes_and_ends_with_the_profile():
     assert sum(part.seconds for part in DEFAULT) <= 540
     names = [part.name for part in DEFAULT]
-    assert names == ["environment", "values", "layers", "dispatch", "models", "profile"]
+    assert names == ["environment", "values", "tests", "layers", "dispatch", "models", "profile"]
 
 
 def test_each_part_gets_its_share_and_what_others_left():
