@@ -1,9 +1,11 @@
 """When a backend counts as right: rounding passes, nothing else does."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from unit_fast.runtime.agreement import TOLERANCES, difference
+from unit_fast.runtime.agreement import TOLERANCES, difference, tolerance
 
 EXPECTED = torch.linspace(-3, 3, 101, dtype=torch.float64)
 
@@ -15,6 +17,24 @@ def test_rounding_passes_and_ten_tolerances_do_not(dtype):
     wrong = expected.clone()
     wrong[7] += 30 * TOLERANCES[dtype]
     assert "output 0 is off by" in difference([wrong], [expected])
+
+
+@pytest.fixture
+def tf32(request):
+    """Whether torch may multiply float32 by TF32 in convolutions."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = request.param
+    yield request.param
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("tf32", [True, False], indirect=True, ids=["tf32", "full"])
+@pytest.mark.parametrize("is_cuda", [True, False], ids=["cuda", "cpu"])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_only_tf32_widens_what_float32_may_differ_by(dtype, is_cuda, tf32):
+    widened = tf32 and is_cuda and dtype == torch.float32
+    as_of = torch.float16 if widened else dtype
+    assert tolerance(SimpleNamespace(is_cuda=is_cuda, dtype=dtype)) == TOLERANCES[as_of]
 
 
 @pytest.mark.parametrize(
