@@ -1,12 +1,17 @@
 """What every test gains from."""
 
 import functools
+import os
 import random
 import sys
 
 import numpy as np
 import pytest
 import torch
+
+# Triton decides between compiling and interpreting when a kernel is decorated: this precedes every import of one.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,10 +9,6 @@ import torch
 from torch import Tensor
 
 from unit_fast.kernels.agreement import error, tolerance_of
-
-# Triton decides between compiling and interpreting when a kernel is decorated: this precedes every import of one.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

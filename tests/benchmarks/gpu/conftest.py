@@ -1,13 +1,9 @@
-"""The kernels run in Triton's interpreter where there is no GPU; this precedes every import of one."""
+"""What the parts of benchmarks.gpu leave behind in a process."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
