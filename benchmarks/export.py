@@ -84,6 +84,7 @@ COST = (
     Way("min", "channel"),
     Way("auto", "channel"),
     Way("min", "neuron"),
+    Way("min", "neuron", optimized=True),
 )
 INT8 = (
     PLAIN,
@@ -176,7 +177,7 @@ def _timed(
 def _described(network: str, way: Way) -> Row:
     return {
         "network": network,
-        "form": way.form,
+        "form": f"{way.form}, optimised" if way.optimized else way.form,
         "granularity": way.granularity,
         "precision": way.precision,
         "maker": way.maker,

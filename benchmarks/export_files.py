@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.models import make, make_bounds
 from unit_fast.bounds import Bounds, Granularity
-from unit_fast.export import ExportReport, OnnxRuntimeModel, export_onnx
+from unit_fast.export import ExportReport, OnnxRuntimeModel, export_onnx, optimize_onnx
 
 SAMPLES, LARGE_SAMPLES = 128, 32  # that bounds and int8 are fitted to; of images above 64×64 fewer, for memory
 
@@ -29,15 +29,18 @@ class Way:
         granularity: of the bounds; None without clamps.
         precision: as ``export_onnx`` takes it.
         maker: "unit_fast", or who else wrote the file.
+        optimized: for the processor at hand, by ``optimize_onnx``.
     """
 
     form: str
     granularity: Granularity | None
     precision: str = "fp32"
     maker: str = "unit_fast"
+    optimized: bool = False
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.precision, self.form, self.granularity, self.maker)))
+        here = "optimised" if self.optimized else None
+        return " ".join(filter(None, (self.precision, self.form, self.granularity, self.maker, here)))
 
 
 PLAIN = Way("no clamps", None)
@@ -94,6 +97,10 @@ class Workshop:
 
     def file(self, name: str, way: Way) -> Path:
         """The file of the network written that way."""
+        if way.optimized:
+            return optimize_onnx(
+                self.export(name, replace(way, optimized=False)).path, self.folder / f"{name} {way}.onnx"
+            ).path
         if way.maker != "onnxruntime.quantization":
             return self.export(name, way).path
         plain, path = self.export(name, PLAIN).path, self.folder / f"{name} {way}.onnx"

@@ -213,3 +213,31 @@ class ExportReport:
                 f"{min(check.agreement for check in checks):.4f}",
             )
         return Group(sites, *int8, parity)
+
+
+@dataclass(frozen=True)
+class OptimizedFile:
+    """What :func:`optimize_onnx` wrote.
+
+    Attributes:
+        path: the file.
+        made_for: the ONNX Runtime and the kind of processor that it is for, and for no others.
+        clamps: nodes that clamp maps by a bound per neuron.
+        in_blocks: how many of these run in the layout of the convolutions around them.
+        error: the largest difference of an output from the original file's, relative to its largest magnitude; None
+            where it was not looked at.
+    """
+
+    path: Path
+    made_for: str
+    clamps: int
+    in_blocks: int
+    error: float | None
+
+    def summary(self) -> str:
+        """One line."""
+        checked = "not verified" if self.error is None else f"relative error at most {self.error:.1e}"
+        return (
+            f"{self.path}: for {self.made_for} alone, {self.in_blocks} of {self.clamps} clamps per neuron in its "
+            f"layout, {checked}"
+        )

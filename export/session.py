@@ -14,6 +14,7 @@ from unit_fast.errors import BackendUnavailableError, DataError
 from unit_fast.export.runtimes import load_runtime
 
 STRUCTURE_KEY = "unit_fast.output_structure"
+OPTIMIZED_KEY = "unit_fast.optimized_for"
 _PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -47,7 +48,7 @@ class OnnxRuntimeModel:
 
     Raises:
         BackendUnavailableError: ONNX Runtime is missing, or the device's provider does not really run.
-        DataError: there is no such file, or ONNX Runtime cannot load it.
+        DataError: there is no such file, ONNX Runtime cannot load it, or it was optimised for another one.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class OnnxRuntimeModel:
         self.output_names: tuple[str, ...] = tuple(value.name for value in self.session.get_outputs())
         self._input_types = {value.name: value.type for value in self.session.get_inputs()}
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        _require_here(path, self.metadata.get(OPTIMIZED_KEY))
         structure = self.metadata.get(STRUCTURE_KEY)
         self._structure: Any = json.loads(structure) if structure else None
 
@@ -154,6 +156,21 @@ def _providers(runtime: Any, device: str) -> tuple[str, ...]:
             f"install unit_fast[{'onnxruntime-gpu' if device == 'cuda' else 'onnxruntime'}]"
         )
     return providers
+
+
+def _require_here(path: str | PathLike[str], made_for: str | None) -> None:
+    """Raise DataError for a file with constants in the layout of another processor: it would give wrong numbers."""
+    if made_for is None:
+        return
+    try:
+        from unit_fast.export.optimized import here
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"{path} was optimised for {made_for}; onnx is needed to tell whether that is this machine ({error}): "
+            "install unit_fast[onnxruntime]"
+        ) from error
+    if (this := here()) != made_for:
+        raise DataError(f"{path} was optimised for {made_for}, and this is {this}; run optimize_onnx here")
 
 
 def _nest(structure: Any, values: dict[str, Tensor]) -> Any:

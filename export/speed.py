@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from unit_fast.errors import DataError
+from unit_fast.export.random_inputs import random_inputs
 from unit_fast.export.session import OnnxRuntimeModel
 from unit_fast.timing import Timing
 
@@ -75,7 +75,7 @@ def compare_speed(
     models = [OnnxRuntimeModel(path, threads=threads) for path in (file, plain)]
     speeds: list[Speed] = []
     for batch in batches:
-        calls = [(model, _inputs(model, batch)) for model in models]
+        calls = [(model, random_inputs(model, batch)) for model in models]
         first = max(_seconds(model, inputs) for model, inputs in calls)
         if speeds and first > seconds / 3:
             break
@@ -99,36 +99,6 @@ def _seconds(model: OnnxRuntimeModel, inputs: dict[str, np.ndarray]) -> float:
     began = time.perf_counter()
     model.run(inputs)
     return time.perf_counter() - began
-
-
-def _inputs(model: OnnxRuntimeModel, batch: int) -> dict[str, np.ndarray]:
-    """Random inputs of the shapes and types that the file takes; whole numbers are 0, which indexes anything."""
-    generator = np.random.default_rng(0)
-    inputs = {}
-    for value in model.session.get_inputs():
-        shape = [batch if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(value.shape)]
-        if not all(isinstance(size, int) for size in shape):
-            raise DataError(
-                f"input {value.name} has the shape {value.shape}; only its batch may be free to time the file"
-            )
-        dtype = _DTYPES.get(value.type)
-        if dtype is None:
-            raise DataError(f"input {value.name} is {value.type}, for which there are no random values")
-        drawn = generator.random(shape) if np.issubdtype(dtype, np.floating) else np.zeros(shape)
-        inputs[value.name] = drawn.astype(dtype)
-    return inputs
-
-
-_DTYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 def speed_table(speeds: Sequence[Speed], title: str) -> Table:

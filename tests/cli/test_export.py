@@ -203,6 +203,38 @@ def test_the_result_says_forms_size_parity_and_speed_and_draws_the_graph(here: P
     assert picture.count('class="box clamp form-min"') == len(described["sites"]) == 2
 
 
+def test_the_file_for_this_machine_is_written_beside_the_portable_one(here: Path, bounds: Path, unit_fast) -> None:
+    arguments = ("export", "-m", "model.pt2", "-b", bounds, "-o", "m.onnx", "--optimized", "here.onnx", "--json")
+
+    result = unit_fast(*arguments)
+
+    assert result.exit_code == 0, result.stderr
+    described = json.loads(result.stdout)["optimized"]
+    assert (described["path"], described["clamps"]) == ("here.onnx", 2)
+    assert [speed["batch"] for speed in described["speed"]] == [1, 16]
+    with np.load(here / "clean.npz") as arrays:
+        x = torch.from_numpy(arrays["x"][:5])
+    portable, optimized = (OnnxRuntimeModel(here / name) for name in ("m.onnx", "here.onnx"))
+    torch.testing.assert_close(optimized(x), portable(x), rtol=1e-5, atol=1e-5)
+    assert optimized.metadata["unit_fast.optimized_for"] == described["made_for"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        pytest.param(["--optimized", "here.onnx", "--dtype", "fp16"], "--optimized is for --dtype fp32", id="fp16"),
+        pytest.param(["--optimized", "m.onnx"], "--optimized m.onnx is the file that --output", id="same-file"),
+    ],
+)
+def test_what_cannot_be_optimised_is_refused_before_work(
+    here: Path, bounds: Path, unit_fast, arguments: list[str], problem: str
+) -> None:
+    result = unit_fast("export", "-m", "model.pt2", "-b", bounds, "-o", "m.onnx", *arguments)
+    assert result.exit_code != 0
+    assert problem in " ".join(result.stderr.split())
+    assert not (here / "m.onnx").exists()
+
+
 def test_int8_is_fitted_to_the_data(here: Path, bounds: Path, unit_fast) -> None:
     with np.load(here / "clean.npz") as arrays:
         x = torch.from_numpy(arrays["x"])

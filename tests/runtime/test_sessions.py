@@ -11,6 +11,7 @@ from torch import nn
 import unit_fast as uf
 from tests.runtime.networks import Nested, OneConv, bounds_of, images
 from unit_fast.errors import FallbackWarning
+from unit_fast.export.session import OPTIMIZED_KEY
 from unit_fast.runtime import automatic, exported, sessions
 from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 
@@ -51,6 +52,13 @@ def test_nested_signatures_are_kept(backend):
     torch.testing.assert_close(actual["parts"][1][0], expected["parts"][1][0])
     assert isinstance(actual["parts"][1], tuple)
     assert actual["parts"][1][1] is None
+
+
+def test_onnxruntime_runs_the_graph_as_optimised_for_this_processor(model, bounds):
+    if (reason := OnnxSession.unavailable(CPU, torch.float32)) is not None:
+        pytest.skip(reason)
+    fast = uf.sanitize(model, bounds, images(1), backend="onnxruntime")
+    assert OPTIMIZED_KEY in fast._runner()._output._session.metadata
 
 
 def test_changed_weights_are_exported_anew(fast, model):

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from unit_fast.bounds import Bounds
     from unit_fast.capture import Example
     from unit_fast.cli.data import Batches
-    from unit_fast.export import ExportReport
 
 GRAPH_ENDINGS = (".svg", ".html")  # of unit_fast.export.picture, which takes a second to import
 _BATCH = 64
@@ -90,6 +89,13 @@ def export(
         Path | None,
         typer.Option(help="Draw the graph with its clamps marked here (.svg, .html).", metavar="FILE"),
     ] = None,
+    optimized: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the file as ONNX Runtime optimises it for this processor: faster, and for it alone. fp32.",
+            metavar="FILE",
+        ),
+    ] = None,
     layout: Annotated[
         Layout, typer.Option(help="One ONNX file, or a model repository of Triton Inference Server.")
     ] = Layout.FILE,
@@ -144,11 +150,16 @@ def export(
         check_writable(output, inputs=inputs)
     if graph is not None:
         _check_graph(graph, output, inputs)
+    if optimized is not None:
+        if precision != "fp32":
+            raise DataError(f"--optimized is for --dtype fp32, not {precision}; leave one of them out")
+        check_writable(optimized, "--optimized", inputs)
+        check_distinct({"--output": output, "--graph": graph, "--optimized": optimized})
 
     from unit_fast.bounds import Bounds
     from unit_fast.cli.example import example_input
     from unit_fast.cli.models import check_runs, load_model
-    from unit_fast.export import export_onnx
+    from unit_fast.export import export_onnx, optimize_onnx
     from unit_fast.export.exporter import check_options
 
     wanted: dict[str, Any] = {
@@ -181,8 +192,17 @@ def export(
             draw_graph(report.path, graph, report.sites)
             terminal.note(f"drew {graph}")
             result["graph"] = graph
+        files = {f"{report.precision} file": report.path}
+        if optimized is not None:
+            made = optimize_onnx(report.path, optimized, verify=verify)
+            terminal.note(made.summary())
+            result["optimized"] = asdict(made) | {"path": str(made.path)}
+            files["optimised file"] = made.path
         if speed:
-            result["speed"] = _show_speed(terminal, report, loaded, learned, example)
+            measured = _show_speed(terminal, files, report.opset, loaded, learned, example)
+            result["speed"] = measured[0]
+            if optimized is not None:
+                result["optimized"]["speed"] = measured[1]
         terminal.result(result)
 
 
@@ -226,28 +246,31 @@ def _destination(output: Path, layout: Layout) -> Iterator[Path]:
 
 def _show_speed(
     terminal: Terminal,
-    report: "ExportReport",
+    files: Mapping[str, Path],
+    opset: int,
     model: "nn.Module | torch.export.ExportedProgram",
     bounds: "Bounds",
     example: "Example",
-) -> list[dict[str, Any]] | None:
-    """Time the file beside the same model exported in float32 with bounds of infinity, which leave no clamps."""
+) -> list[list[dict[str, Any]] | None]:
+    """Time each file beside the same model exported in float32 with bounds of infinity, which leave no clamps."""
     import torch
 
     from unit_fast.export import export_onnx
     from unit_fast.export.speed import compare_speed, speed_table
 
-    terminal.note("timing it beside the same model without clamps; --no-speed leaves that out")
+    terminal.note("timing beside the same model without clamps; --no-speed leaves that out")
     unlimited = replace(bounds, tensors={name: torch.full_like(bound, torch.inf) for name, bound in bounds.items()})
-    try:
-        with tempfile.TemporaryDirectory(prefix="unit-fast-") as folder:
-            plain = Path(folder) / "plain.onnx"
-            export_onnx(model, unlimited, plain, example_input=example, opset=report.opset, verify=False)
-            speeds = compare_speed(report.path, plain)
-    except (BackendUnavailableError, DataError) as error:
-        terminal.warn(f"its speed was not measured: {error}")
-        return None
-    terminal.show(
-        speed_table(speeds, f"{report.precision} file against float32 without clamps, ONNX Runtime on the CPU")
-    )
-    return [speed.to_dict() for speed in speeds]
+    measured: list[list[dict[str, Any]] | None] = []
+    with tempfile.TemporaryDirectory(prefix="unit-fast-") as folder:
+        plain = Path(folder) / "plain.onnx"
+        export_onnx(model, unlimited, plain, example_input=example, opset=opset, verify=False)
+        for name, file in files.items():
+            try:
+                speeds = compare_speed(file, plain)
+            except (BackendUnavailableError, DataError) as error:
+                terminal.warn(f"the speed of the {name} was not measured: {error}")
+                measured.append(None)
+                continue
+            terminal.show(speed_table(speeds, f"{name} against float32 without clamps, ONNX Runtime on the CPU"))
+            measured.append([speed.to_dict() for speed in speeds])
+    return measured

@@ -40,11 +40,13 @@ class ExportedFile:
         path: the file.
         forms: by site how its clamp is written, and why.
         meaning: of int8, what it comes to in float between the integers; its sessions are held to that.
+        external_data: whether its tensors lie in another file, as those above 2 GB do.
     """
 
     path: Path
     forms: tuple[tuple[str, str, str], ...]
     meaning: Session | None = None
+    external_data: bool = False
 
 
 @contextmanager
@@ -72,7 +74,8 @@ def exported(program: Program, target: str, calibration_data: Iterable[Any] | No
             path = Path(folder) / "model.onnx"
             with ONE_AT_A_TIME:
                 report = export_graph(program.module, program.bounds, path, example, options, calibration_data)
-            yield ExportedFile(path, tuple((site.site, site.form, site.reason) for site in report.sites))
+            forms = tuple((site.site, site.form, site.reason) for site in report.sites)
+            yield ExportedFile(path, forms, external_data=report.external_data is not None)
     except (BackendUnavailableError, DataError, ParityError):
         raise
     except OSError as error:
