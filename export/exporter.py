@@ -108,7 +108,7 @@ def optimize_onnx(
         ExportError: it is of another precision than float32, or was optimised already.
         ParityError: the new file would not compute what the other does.
         BackendUnavailableError: onnx or ONNX Runtime are not installed.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is ``path`` itself.
     """
     try:
         from unit_fast.export.optimized import optimize

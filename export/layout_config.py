@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from unit_fast.errors import BackendUnavailableError, DataError
 from unit_fast.export.errors import ExportError
+from unit_fast.export.session import OPTIMIZED_KEY
 
 if TYPE_CHECKING:
     import onnx
@@ -121,7 +122,7 @@ def read_signature(file: Path) -> Signature:
 
     Raises:
         DataError: there is no such file, or it is no ONNX model.
-        ExportError: a tensor has a type or a rank that Triton does not take.
+        ExportError: a tensor has a type or a rank that Triton does not take, or the file is for one processor.
         BackendUnavailableError: onnx is not installed.
     """
     try:
@@ -141,6 +142,11 @@ def read_signature(file: Path) -> Signature:
     constants = {tensor.name for tensor in model.graph.initializer}
     data_files = {ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)}
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if OPTIMIZED_KEY in metadata:
+        raise ExportError(
+            f"{file} was optimised for {metadata[OPTIMIZED_KEY]}, which the server need not be; give the file it was "
+            "made of"
+        )
     return Signature(
         inputs=tuple(_tensor_info(value) for value in model.graph.input if value.name not in constants),
         outputs=tuple(_tensor_info(value) for value in model.graph.output),

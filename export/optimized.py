@@ -31,20 +31,23 @@ from unit_fast.export.random_inputs import random_inputs
 from unit_fast.export.report import OptimizedFile
 from unit_fast.export.runtimes import load_runtime
 from unit_fast.export.session import OPTIMIZED_KEY, OnnxRuntimeModel
-from unit_fast.files import atomic_write
+from unit_fast.files import OutputError, atomic_write
 
 BATCHES = (1, 2, 7)
 SCALES = (1.0, 10.0, 100.0)
 _BLOCKED = "com.microsoft.nchwc"
 _MARKER = "Sigmoid"
+# They move transpositions across a marker, whose bound would then lie otherwise than the activations.
+_MOVING = ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """The bound of a Min, float32 (C, H, W), by the name it has in the file."""
+    """The bound of a Min, float32 (C, H, W), with the names that it and its node have in the file."""
 
+    node: str
     name: str
     values: np.ndarray
 
@@ -52,6 +55,10 @@ class _Bound:
 def optimize(source: Path, target: Path, verify: bool) -> OptimizedFile:
     """See :func:`unit_fast.export.exporter.optimize_onnx`."""
     model = _load(source)
+    if target.exists() and target.samefile(source):
+        raise OutputError(
+            f"{target} is the file to be optimised, which is needed elsewhere; name another for the output"
+        )
     with tempfile.TemporaryDirectory(prefix="unit_fast-") as name:
         folder = Path(name)
         marked = _clamps_per_neuron(model)
@@ -59,7 +66,7 @@ def optimize(source: Path, target: Path, verify: bool) -> OptimizedFile:
         optimized = _optimize(model, marked, folder)
         while lost := set(marked) - _markers(optimized):
             # A convolution without an activation of its own takes the marker for one.
-            marked = {node: bound for node, bound in marked.items() if node not in lost}
+            marked = {marker: bound for marker, bound in marked.items() if marker not in lost}
             optimized = _optimize(model, marked, folder)
         in_blocks = _clamp(optimized, marked)
         made_for = here()
@@ -94,7 +101,7 @@ def _block() -> int:
     model = helper.make_model(graph, opset_imports=operators, ir_version=8)
     try:
         session = _session(model.SerializeToString())
-    except Exception:  # noqa: BLE001 - whatever it raises: it has no such operator
+    except DataError:  # it has no such operator
         return 1
     channels_first = np.arange(2 * most, dtype=np.float32).reshape(1, most, 1, 2)
     (reordered,) = session.run(None, {"x": channels_first})
@@ -108,7 +115,15 @@ def _session(model: str | bytes, saved: Path | None = None) -> Any:
     options.log_severity_level = 3
     if saved is not None:
         options.optimized_model_filepath = str(saved)
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return runtime.InferenceSession(
+            model,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=_MOVING,
+        )
+    except Exception as error:
+        raise DataError(f"ONNX Runtime cannot load it: {error}") from error
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -130,29 +145,33 @@ def _load(path: Path) -> onnx.ModelProto:
 
 
 def _clamps_per_neuron(model: onnx.ModelProto) -> dict[str, _Bound]:
-    """The bounds of the Min nodes, by node, that clamp maps (N, C, H, W) by (C, H, W) in float32."""
+    """The bounds of the Min nodes that clamp maps (N, C, H, W) by (C, H, W) in float32, by the name of the marker."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
     shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
     found = {}
-    for node in model.graph.node:
+    for index, node in enumerate(model.graph.node):
         if node.op_type != "Min" or node.domain or len(node.input) != 2:
             continue
         activation, name = node.input
         if name in tensors and activation not in tensors and tensors[name].data_type == onnx.TensorProto.FLOAT:
             bound = numpy_helper.to_array(tensors[name])
             if bound.ndim == 3 and shapes.get(activation, [])[1:] == list(bound.shape):
-                found[node.name] = _Bound(name, bound)
+                found[_marker_of(index)] = _Bound(node.name, name, bound)
     return found
 
 
+def _marker_of(index: int) -> str:
+    return f"unit_fast/marker/{index}"  # nodes need not have names, nor each its own
+
+
 def _optimize(model: onnx.ModelProto, marked: Collection[str], folder: Path) -> onnx.ModelProto:
-    """The graph as ONNX Runtime optimises it, with markers for the nodes named in ``marked``."""
+    """The graph as ONNX Runtime optimises it, with the markers ``marked`` in place of their nodes."""
     with_markers = onnx.ModelProto()
     with_markers.CopyFrom(model)
-    for node in with_markers.graph.node:
-        if node.name in marked:
-            node.op_type = _MARKER
+    for index, node in enumerate(with_markers.graph.node):
+        if (marker := _marker_of(index)) in marked:
+            node.op_type, node.name = _MARKER, marker
             del node.input[1:]
     before, after = folder / "marked.onnx", folder / "optimized.onnx"
     onnx.save(with_markers, before)
@@ -183,7 +202,7 @@ def _clamp(model: onnx.ModelProto, bounds: dict[str, _Bound]) -> int:
         if all(tensor.name != name for tensor in model.graph.initializer):
             values = _in_blocks(bound.values, _block()) if blocked else bound.values
             model.graph.initializer.append(numpy_helper.from_array(values, name))
-        node.op_type = "Min"
+        node.op_type, node.name = "Min", bound.node
         node.input.append(name)
         clamped += blocked
     return clamped

@@ -237,7 +237,7 @@ class OptimizedFile:
     def summary(self) -> str:
         """One line."""
         checked = "not verified" if self.error is None else f"relative error at most {self.error:.1e}"
-        return (
-            f"{self.path}: for {self.made_for} alone, {self.in_blocks} of {self.clamps} clamps per neuron in its "
-            f"layout, {checked}"
+        gained = (
+            f"{self.in_blocks} of {self.clamps} clamps per neuron" if self.clamps else "no clamp per neuron to have"
         )
+        return f"{self.path}: for {self.made_for} alone, {gained} in its layout, {checked}"

@@ -86,7 +86,7 @@ class OnnxRuntimeModel:
         self.output_names: tuple[str, ...] = tuple(value.name for value in self.session.get_outputs())
         self._input_types = {value.name: value.type for value in self.session.get_inputs()}
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        _require_here(path, self.metadata.get(OPTIMIZED_KEY))
+        _require_here(path, self.metadata.get(OPTIMIZED_KEY), device)
         structure = self.metadata.get(STRUCTURE_KEY)
         self._structure: Any = json.loads(structure) if structure else None
 
@@ -158,10 +158,12 @@ def _providers(runtime: Any, device: str) -> tuple[str, ...]:
     return providers
 
 
-def _require_here(path: str | PathLike[str], made_for: str | None) -> None:
+def _require_here(path: str | PathLike[str], made_for: str | None, device: str) -> None:
     """Raise DataError for a file with constants in the layout of another processor: it would give wrong numbers."""
     if made_for is None:
         return
+    if device != "cpu":
+        raise DataError(f"{path} was optimised for the CPU, {made_for}; on {device} run the file it was made of")
     try:
         from unit_fast.export.optimized import here
     except ImportError as error:

@@ -211,6 +211,8 @@ def test_the_file_for_this_machine_is_written_beside_the_portable_one(here: Path
     assert result.exit_code == 0, result.stderr
     described = json.loads(result.stdout)["optimized"]
     assert (described["path"], described["clamps"]) == ("here.onnx", 2)
+    reordered = [node.op_type for node in onnx.load(here / "here.onnx").graph.node].count("ReorderOutput")
+    assert described["in_blocks"] == 2 or reordered == 0  # where there are no blocks
     assert [speed["batch"] for speed in described["speed"]] == [1, 16]
     with np.load(here / "clean.npz") as arrays:
         x = torch.from_numpy(arrays["x"][:5])

@@ -14,7 +14,7 @@ from torch import nn
 from tests.export.models import bounds_for, made_bounds, make
 from tests.export.random_nets import JOINED, RESIDUAL, DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
 from unit_fast.errors import DataError, ParityError
-from unit_fast.export import ExportError, OnnxRuntimeModel, export_onnx, optimize_onnx, optimized
+from unit_fast.export import ExportError, OnnxRuntimeModel, export_onnx, optimize_onnx, optimized, triton_repository
 from unit_fast.export.options import Options
 from unit_fast.export.pipeline import export_graph
 from unit_fast.files import OutputError
@@ -112,6 +112,39 @@ def test_a_clamp_that_a_convolution_would_take_for_its_activation_stays(tmp_path
     torch.testing.assert_close(OnnxRuntimeModel(report.path)(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_nodes_need_no_names(tmp_path: Path) -> None:
+    model, images = wide(), torch.randn(4, 3, 8, 8)
+    path = exported(model, images, bounds_for(model, images, "neuron"), tmp_path / "model.onnx")
+    nameless = onnx.load(path)
+    for node in nameless.graph.node:
+        node.name = ""
+    onnx.save(nameless, path)
+
+    report = optimize_onnx(path, tmp_path / "here.onnx")
+
+    assert report.clamps == 3
+    torch.testing.assert_close(OnnxRuntimeModel(report.path)(images), OnnxRuntimeModel(path)(images))
+
+
+class ChannelsLast(nn.Module):
+    """An activation between two transpositions, which ONNX Runtime would let meet across it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (N, 3, 16, 16) -> (N, 16, 14, 14)
+        return self.second(self.first(x).permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2))
+
+
+def test_a_transposition_stays_on_its_side_of_a_clamp(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = ChannelsLast().eval(), torch.randn(4, 3, 16, 16)
+    path = exported(model, images, bounds_for(model, images, "neuron"), tmp_path / "model.onnx")
+    report = optimize_onnx(path, tmp_path / "here.onnx")  # compares the two
+    assert report.clamps == 1
+
+
 def test_outputs_are_nested_and_the_origin_is_told_as_before(portable: Path) -> None:
     report = optimize_onnx(portable, portable.with_name("here.onnx"))
 
@@ -133,6 +166,8 @@ def test_another_machine_refuses_the_file(portable: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(optimized, "here", lambda: "onnxruntime 1.0 on a toaster")
     with pytest.raises(DataError, match=r"was optimised for onnxruntime .*toaster"):
         OnnxRuntimeModel(report.path)
+    with pytest.raises(ExportError, match="which the server need not be"):
+        triton_repository(report.path, portable.with_name("repository") / "net")
 
 
 @needs_blocks
@@ -156,6 +191,11 @@ def test_what_cannot_be_optimised_is_refused(portable: Path) -> None:
     assert not here.exists()
     with pytest.raises(OutputError, match="create the folder"):
         optimize_onnx(portable, portable.with_name("absent") / "here.onnx")
+    with pytest.raises(OutputError, match="is the file to be optimised"):
+        optimize_onnx(portable, portable)
+    portable.with_name("empty.onnx").write_bytes(b"")
+    with pytest.raises(DataError, match="ONNX Runtime cannot load it"):
+        optimize_onnx(portable.with_name("empty.onnx"), here)
     optimize_onnx(portable, here, verify=False)
     with pytest.raises(ExportError, match="was optimised already"):
         optimize_onnx(here, portable.with_name("again.onnx"))

@@ -61,6 +61,20 @@ def test_onnxruntime_runs_the_graph_as_optimised_for_this_processor(model, bound
     assert OPTIMIZED_KEY in fast._runner()._output._session.metadata
 
 
+def test_what_cannot_be_optimised_runs_as_it_is_exported(model, bounds, eager, monkeypatch):
+    if (reason := OnnxSession.unavailable(CPU, torch.float32)) is not None:
+        pytest.skip(reason)
+
+    def fails(*_args, **_kwargs):
+        raise uf.DataError("ONNX Runtime cannot load it")
+
+    monkeypatch.setattr("unit_fast.export.optimized.optimize", fails)
+    fast = uf.sanitize(model, bounds, images(1), backend="onnxruntime")
+    with pytest.warns(FallbackWarning, match="runs as it is exported.*cannot load it"):
+        fast.warmup([1])
+    torch.testing.assert_close(fast(images(3)), eager(images(3)), rtol=1e-4, atol=1e-4)
+
+
 def test_changed_weights_are_exported_anew(fast, model):
     clone = copy.deepcopy(fast)
     with torch.no_grad():
@@ -85,7 +99,7 @@ def test_without_a_temporary_folder_it_says_so_and_auto_goes_on(model, bounds, m
     message = "No usable temporary directory.*point TMPDIR"
     with pytest.raises(uf.BackendUnavailableError, match=message):
         uf.sanitize(model, bounds, images(1), backend=backend).warmup([2])
-    monkeypatch.setattr(automatic, "CANDIDATES", {backend: SESSIONS[backend]})
+    monkeypatch.setattr(automatic, "CANDIDATES", {"cpu": {backend: SESSIONS[backend]}})
     monkeypatch.setattr(automatic.Automatic, "unavailable", lambda *_: None)
     fast = uf.sanitize(model, bounds, images(1))
     with pytest.warns(FallbackWarning, match=message):

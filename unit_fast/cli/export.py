@@ -263,9 +263,10 @@ def _show_speed(
     measured: list[list[dict[str, Any]] | None] = []
     with tempfile.TemporaryDirectory(prefix="unit-fast-") as folder:
         plain = Path(folder) / "plain.onnx"
-        export_onnx(model, unlimited, plain, example_input=example, opset=opset, verify=False)
         for name, file in files.items():
             try:
+                if not plain.exists():
+                    export_onnx(model, unlimited, plain, example_input=example, opset=opset, verify=False)
                 speeds = compare_speed(file, plain)
             except (BackendUnavailableError, DataError) as error:
                 terminal.warn(f"the speed of the {name} was not measured: {error}")

@@ -1,6 +1,7 @@
 """The backends that export the graph and run the file on the CPU: "onnxruntime" and "openvino"."""
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unit_fast.errors import BackendUnavailableError, DataError
+from unit_fast.errors import BackendUnavailableError, DataError, FallbackWarning, UnitFastError
 from unit_fast.export.openvino_model import OpenVinoModel
 from unit_fast.export.session import OnnxRuntimeModel
 from unit_fast.runtime.compiled import Compiled
@@ -106,7 +107,15 @@ class OnnxSession(ExportedSession):
         clamped_by = {form for _, form, _ in written.forms}
         if "min" not in clamped_by or written.meaning is not None or written.external_data:
             return written.path  # nothing to gain, or int8, or above 2 GB
-        return optimize(written.path, written.path.with_name("optimized.onnx"), verify=False).path
+        try:  # what it computes meets the reference like any file's
+            return optimize(written.path, written.path.with_name("optimized.onnx"), verify=False).path
+        except UnitFastError as error:
+            warnings.warn(
+                f"the graph runs as it is exported, and not optimised for this processor: {error}",
+                FallbackWarning,
+                stacklevel=4,
+            )
+            return written.path
 
 
 class OpenVinoSession(ExportedSession):
