@@ -19,7 +19,7 @@ accuracy  backdoored classifiers of traffic signs: accuracy and attack success i
 In the last three nothing is timed, so other work beside them does no harm.
 
 Timed are whole calls with two threads, idle threads asleep. Every file has a process of its own; all of them stay
-alive, and bursts of half a second alternate in an order drawn anew each round; then all start anew, five times
+alive, and bursts of half a second alternate in an order drawn anew each round; then all start anew, eight times
 (`unit_fast.timing`). Every export is verified before it is timed.
 """
 
@@ -70,7 +70,7 @@ class Effort:
     network: str = NETWORK
     rounds: int = 3
     seconds: float = 0.45
-    restarts: int = 5
+    restarts: int = 8
     networks: Sequence[str] | None = None
 
 
