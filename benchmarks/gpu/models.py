@@ -1,6 +1,7 @@
 """Part "models": whole networks in fp16 with a bound a neuron, as a server calls them, CUDA graphs for everyone.
 
-unit_fast                 ours
+unit_fast                 ours, by the triton backend
+auto                      ours as it comes: that, or torch.compile in a CUDA graph of ours, whichever it measures faster
 eager                     the sanitised graph operator by operator, in a CUDA graph
 reduce_overhead           torch.compile(mode="reduce-overhead") of the sanitised graph
 max_autotune              torch.compile(mode="max-autotune") of it, which compiles for minutes
@@ -37,14 +38,16 @@ from benchmarks.gpu.timing import time_as_called
 from benchmarks.results_file import environment
 from unit_fast.capture import capture
 from unit_fast.runtime.agreement import difference
+from unit_fast.runtime.automatic import Automatic
 from unit_fast.runtime.cuda_graphs import cuda_graphs
 from unit_fast.runtime.fused import Fused
 from unit_fast.runtime.program import Program
+from unit_fast.runtime.runner import Runner
 
 BATCHES = (32, 1, 256)
 UNCLAMPED = "unclamped_"
 CONTENDERS = ("unit_fast", "unclamped_reduce_overhead", "reduce_overhead", "eager")
-LATER = ("unclamped_max_autotune", "max_autotune", "unclamped_default", "default")
+LATER = ("auto", "unclamped_max_autotune", "max_autotune", "unclamped_default", "default")
 """Once the others are done for every network: they take minutes, or tell less."""
 TASK_SECONDS = 300.0  # max-autotune compiles for minutes
 SIDE_BY_SIDE = 12
@@ -224,9 +227,21 @@ def _unit_fast(module: Any, program: Any, images: torch.Tensor) -> Call:  # noqa
     return partial(runner, images)
 
 
+def _auto(module: Any, program: Any, images: torch.Tensor) -> Call:  # noqa: ARG001
+    runner = _as_it_comes(program)
+    runner.warmup([len(images)])
+    return partial(runner, images)
+
+
+def _as_it_comes(program: Program) -> Runner:
+    """What ``sanitize`` takes on a GPU; in a dry run our kernels, for which it takes something else."""
+    return Automatic(program) if program.example.tensors()[0].is_cuda else Fused(program)
+
+
 _MAKERS: dict[str, Callable[..., Call]] = {
     "eager": _eager,
     "unit_fast": _unit_fast,
+    "auto": _auto,
     **{
         f"{clamps}{mode.replace('-', '_')}": partial(_compiled, mode)
         for clamps in ("", UNCLAMPED)
@@ -239,10 +254,11 @@ def warmed_up(task: Task) -> dict[str, dict[str, Any]]:
     """Seconds that ``warmup([1, 32])`` takes, over the caches of the task alone."""
     os.environ["UNIT_FAST_CACHE"] = str(task.folder / "unit_fast")
     os.environ["TRITON_CACHE_DIR"] = str(task.folder / "triton")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(task.folder / "inductor")
     program = sanitised_network(task.network, task.device)
     program.module(*program.example.args)  # the library's own start is not ours
     started = time.perf_counter()
-    Fused(program).warmup([2] if task.dry_run else [1, 32])
+    _as_it_comes(program).warmup([2] if task.dry_run else [1, 32])
     (contender,) = task.contenders
     return {contender: {"seconds": time.perf_counter() - started}}
 

@@ -7,15 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from unit_fast.kernels.dispatch.dispatcher import Choice, Dispatcher, Policy, dispatcher_for, tuning
-from unit_fast.kernels.dispatch.environment import interpreting
-from unit_fast.kernels.dispatch.store import DispatchWarning
+from unit_fast.kernels.dispatch.environment import environment_of, interpreting
+from unit_fast.kernels.dispatch.store import DispatchWarning, Record, Store, cache_folder
 
 __all__ = [
     "Choice",
     "DispatchWarning",
     "Dispatcher",
     "Policy",
+    "Record",
+    "Store",
+    "cache_folder",
     "dispatcher_for",
+    "environment_of",
     "interpreting",
     "run_conv2d",
     "run_epilogue",

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 import unit_fast as uf
 from tests.runtime.networks import OneConv, bounds_of, images
+from tests.runtime.test_cuda_graphs import FakeFence, FakeGraph
+from unit_fast.errors import FallbackWarning
 from unit_fast.runtime import compiled
+from unit_fast.runtime.cuda_graphs import GraphCache
 
 
 @pytest.fixture
@@ -155,3 +158,54 @@ def test_warmed_sizes_run_code_of_their_own_and_all_others_what_is_for_any(monke
     assert made[4:] == [(5, False), (6, False)], "each holds the weights once more, so that their number is limited"
     fast.monitor(images(3))
     assert made[6:] == [(3, True)]
+
+
+def as_on_a_gpu(graph: compiled.CompiledGraph, capture) -> dict[int, FakeGraph]:
+    """Let ``graph`` keep CUDA graphs, which ``capture`` makes up; returns them by batch size."""
+    made: dict[int, FakeGraph] = {}
+
+    def captured(function, tensors):
+        made[len(tensors[0])] = capture(function, tensors)
+        return made[len(tensors[0])]
+
+    graph._graphs = GraphCache(graph._launched, graph._batched, captured, FakeFence(), lambda: False)
+    return made
+
+
+def test_what_was_warmed_up_is_replayed_and_smaller_batches_are_padded_to_it(compilations):
+    fast = made_by_compile(OneConv())
+    expected = uf.sanitize(OneConv().eval(), fast.bounds, images(2), backend="eager")
+    graphs = as_on_a_gpu(fast._runner()._output, FakeGraph)
+
+    fast.warmup([4])
+    assert list(graphs) == [4]
+    compiled_for = len(compilations)
+    before = graphs[4].replays
+    for size in (4, 3, 2):
+        torch.testing.assert_close(fast(images(size)), expected(images(size)))
+    assert graphs[4].replays == before + 3
+    assert len(compilations) == compiled_for
+    torch.testing.assert_close(fast(images(9)), expected(images(9)))  # too large for it
+    assert graphs[4].replays == before + 3
+
+
+def test_each_size_that_is_warmed_up_is_compiled_though_it_could_be_padded(compilations):
+    fast = made_by_compile(OneConv())
+    graphs = as_on_a_gpu(fast._runner()._output, FakeGraph)
+    fast.warmup([4])
+    fast.warmup([3])
+    assert sorted(graphs) == [3, 4]
+    assert {key[0][0][0] for key in compilations} == {3, 4}
+
+
+def test_what_cannot_be_captured_runs_kernel_by_kernel(compilations):  # noqa: ARG001 - in place of Inductor
+    fast = made_by_compile(OneConv())
+    expected = uf.sanitize(OneConv().eval(), fast.bounds, images(2), backend="eager")
+
+    def refused(function, tensors):  # noqa: ARG001 - GraphCache's
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    as_on_a_gpu(fast._runner()._output, refused)
+    with pytest.warns(FallbackWarning, match="runs kernel by kernel.*not permitted when stream is capturing"):
+        fast.warmup([4])
+    torch.testing.assert_close(fast(images(4)), expected(images(4)))

@@ -31,7 +31,7 @@ def _full_float32():
     torch.backends.cudnn.allow_tf32 = before
 
 
-def sanitized(name, dtype=torch.float16, backend="auto", granularity="neuron"):
+def sanitized(name, dtype=torch.float16, backend="triton", granularity="neuron"):
     """The model by ``backend`` on the GPU, its eager twin there, and an input."""
     model, x = make(name)
     bounds = made_bounds(name, granularity)
@@ -45,11 +45,15 @@ def close(output, expected, dtype=torch.float16):
     assert error <= TOLERANCES[dtype]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_output_is_that_of_the_sanitised_graph_at_every_batch_size(name, dtype):
-    fast, eager, x = sanitized(name, dtype)
-    assert fast.backend == "triton"
+@pytest.mark.parametrize(
+    ("name", "dtype", "backend"),
+    [
+        *((name, dtype, "triton") for name in NAMES for dtype in TOLERANCES),
+        *((name, torch.float16, "compile") for name in ("resnet", "vit")),
+    ],
+)
+def test_output_is_that_of_the_sanitised_graph_at_every_batch_size(name, dtype, backend):
+    fast, eager, x = sanitized(name, dtype, backend)
     fast.warmup([1, 8])
     for size in (1, 2, 5, 8, 11):  # captured, padded, captured, launched
         batch = torch.randn(size, *x.shape[1:], device="cuda")
@@ -57,6 +61,21 @@ def test_output_is_that_of_the_sanitised_graph_at_every_batch_size(name, dtype):
         assert output.dtype == dtype
         assert output.shape[0] == size
         close(output, eager(batch), dtype)
+
+
+def test_auto_measures_the_kernels_against_torch_compile_and_the_next_process_remembers():
+    fast, eager, x = sanitized("resnet", backend="auto")
+    assert fast.backend == "auto"
+    fast.warmup([8], monitor=True)
+    assert " ms against " in fast.explain()
+    close(fast(x), eager(x))
+    fast.monitor(x)
+    fast.inspect(x)
+    again, _, _ = sanitized("resnet", backend="auto")
+    again.warmup([8])
+    assert "as measured before" in again.explain()
+    assert set(again._runner()._made) == {again._runner()._choices[8].name}
+    close(again(x), eager(x))
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
@@ -173,7 +192,7 @@ def test_deepcopy_and_half():
 
 
 def test_to_the_cpu_and_back():
-    fast, eager, x = sanitized("resnet", None)
+    fast, eager, x = sanitized("resnet", None, "auto")
     expected = eager(x)
     fast.cpu()
     close(fast(x.cpu()), expected.cpu(), torch.float32)

@@ -1,13 +1,20 @@
-"""The "auto" backend on the CPU: torch.compile, ONNX Runtime or OpenVINO, whichever is measured to be fastest."""
+"""The "auto" backend: of what can run on the device, whichever is measured to be fastest.
 
+On the CPU these are torch.compile, ONNX Runtime and OpenVINO, on a GPU our kernels and torch.compile. There a choice is
+kept on disk, beside those of the kernels, so that the next process compiles only what was chosen.
+"""
+
+import gc
+import hashlib
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,12 +24,17 @@ from unit_fast.capture import batch_size
 from unit_fast.errors import BackendUnavailableError, DataError, FallbackWarning, ParityError
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.compiled import Compiled
+from unit_fast.runtime.cuda_graphs import MOST_PADDING
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import SiteNote
+from unit_fast.runtime.fused import Fused
 from unit_fast.runtime.program import Program
-from unit_fast.runtime.runner import Inspector
+from unit_fast.runtime.runner import Runner
 from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 from unit_fast.timing import burst
+
+if TYPE_CHECKING:
+    from unit_fast.kernels.dispatch import Record
 
 # In turn, so that a clock that drifts or a neighbour that wakes up meets all alike. 0.5 s a backend and batch size;
 # three times that for those so close to the fastest that half a second does not tell.
@@ -31,25 +43,37 @@ MOST_ROUNDS = 15
 CLOSE = 1.05
 SECONDS = 0.1
 
-CANDIDATES: Mapping[str, type[Inspector]] = {
-    "compile": Compiled,
-    "onnxruntime": OnnxSession,
-    "openvino": OpenVinoSession,
+CANDIDATES: Mapping[str, Mapping[str, type[Runner]]] = {
+    "cpu": {"compile": Compiled, "onnxruntime": OnnxSession, "openvino": OpenVinoSession},
+    "cuda": {"triton": Fused, "compile": Compiled},
 }
+"""By the type of the device. The first runs what was not measured and counts for ``monitor``."""
 
 _Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """What runs one batch size, and the median seconds of each that was measured."""
+    """What runs one batch size, and the median seconds of each that was measured, now or by an earlier process."""
 
     name: str
     seconds: dict[str, float]
+    remembered: bool = False
 
     def __str__(self) -> str:
         times = [f"{name} {1e3 * seconds:.3g} ms" for name, seconds in sorted(self.seconds.items(), key=lambda p: p[1])]
-        return " against ".join(times) or "nothing else can run it"
+        text = " against ".join(times) or "nothing else can run it"
+        return f"{text}, as measured before" if self.remembered else text
+
+
+class Memory(Protocol):
+    """Choices of earlier processes; a :class:`unit_fast.kernels.dispatch.Store`."""
+
+    def get(self, key: str) -> "Record | None":
+        """What was chosen for ``key``."""
+
+    def put(self, key: str, record: "Record") -> None:
+        """Keep a choice."""
 
 
 class Automatic:
@@ -61,18 +85,28 @@ class Automatic:
 
     Args:
         program: what it runs.
-        candidates: by name, the first as above; all of ``CANDIDATES`` that can run when omitted.
+        candidates: by name, the first as above; all of ``CANDIDATES`` that can run on the program's device when
+            omitted.
+        memory: of earlier choices; on a GPU that of the kernels when omitted, on the CPU none.
     """
 
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 
     def __init__(
-        self, program: Program, candidates: Mapping[str, Callable[[Program], Inspector]] | None = None
+        self,
+        program: Program,
+        candidates: Mapping[str, Callable[[Program], Runner]] | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._program = program
-        self._candidates = able(torch.device("cpu"), torch.float32) if candidates is None else candidates
+        self._device = next((tensor.device for tensor in program.example.tensors()), torch.device("cpu"))
+        self._candidates = able(self._device, _dtype(program)) if candidates is None else candidates
+        self._memory = _kernels_memory(self._device) if memory is None else memory
         self._first = next(iter(self._candidates))
-        self._made: dict[str, Inspector] = {}
+        self._inspecting = next(
+            (name for name, kind in self._candidates.items() if hasattr(kind, "inspect")), self._first
+        )
+        self._made: dict[str, Runner] = {}
         self._lock = threading.Lock()
         self._dropped: dict[str, str] = {}
         self._refused: set[_Kind] = set()
@@ -84,7 +118,7 @@ class Automatic:
         here = able(device, dtype)
         if "compile" in here and len(here) > 1:
             return None
-        reasons = (candidate.unavailable(device, dtype) for candidate in CANDIDATES.values())
+        reasons = (candidate.unavailable(device, dtype) for candidate in _candidates_on(device).values())
         return "; ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,32 +126,29 @@ class Automatic:
         return self._by_choice(self._name_for(args, kwargs), "__call__", args, kwargs)
 
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        """The model's output, and the number of activations above their bound, (N, sites): by torch.compile."""
+        """The model's output, and the number of activations above their bound, (N, sites): by the first candidate."""
         counted: tuple[Any, Tensor] = self._by_choice(self._first, "monitor", args, kwargs)
         return counted
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
         """The model's output, the counts, and the largest excess over a bound, (N, sites) each: by torch.compile."""
-        found: tuple[Any, Tensor, Tensor] = self._by_choice(self._first, "inspect", args, kwargs)
+        found: tuple[Any, Tensor, Tensor] = self._by_choice(self._inspecting, "inspect", args, kwargs)
         return found
 
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Verify, measure and choose for these batch sizes."""
-        for size in batch_sizes:
+        # Of CUDA graphs the largest first: its memory serves the others.
+        for size in sorted(set(batch_sizes), reverse=True) if self._device.type == "cuda" else batch_sizes:
             call = self._program.example.of_size(size)
-            running = {}
-            for name in self._candidates:
-                runner = self._warmed(name, size, monitor and name == self._first)
-                if runner is not None:
-                    running[name] = runner
-            several = len(running) > 1
-            choice = self._measure(running, call) if several else _Choice(next(iter(running), "eager"), {})
+            choice = self._remembered(size, monitor) or self._measured(size, call, monitor)
             self._choices = {**self._choices, size: choice}  # others may be reading the old ones
             if monitor:
                 self.monitor(*call.args, **call.kwargs)
         needed = {choice.name for choice in self._choices.values()} | ({self._first} if monitor else set())
         with self._lock:  # the rest is only memory
             self._made = {name: runner for name, runner in self._made.items() if name in needed}
+        if self._device.type == "cuda":
+            gc.collect()  # captured graphs hold memory of the GPU, and refer to what made them
 
     def explain(self) -> list[SiteNote]:
         """What was chosen for each batch size, by which measurement."""
@@ -130,28 +161,35 @@ class Automatic:
             reasons.append(f"until warmup() measures it against {' and '.join(others)}")
         reasons += [f"without {name}: {reason}" for name, reason in dropped.items()]
         why = "; ".join(reasons)
-        rows = zip(*(self._runner(name).explain() for name in names), strict=True)
+        by_site: dict[str, list[SiteNote]] = {}
+        for name in names:
+            for note in self._runner(name).explain():
+                by_site.setdefault(note.site, []).append(note)
         return [
             SiteNote(
-                notes[0].site,
+                site,
                 " / ".join(dict.fromkeys(note.fused for note in notes)),
                 " / ".join(note.runs for note in notes),
-                why,
+                "; ".join(dict.fromkeys(filter(None, [why, *(note.why for note in notes)]))),
             )
-            for notes in rows
+            for site, notes in by_site.items()
         ]
 
     def _name_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         choices = self._choices
         if not choices:
             return self._first
-        if len(choices) == 1:
+        if len(choices) == 1 and self._device.type != "cuda":
             return next(iter(choices.values())).name
         size = batch_size(args, kwargs)
         known = choices.get(size)
-        if known is None:
-            known = choices[min(choices, key=lambda warmed: max(warmed, size) / max(1, min(warmed, size)))]
-        return known.name
+        if known is not None:
+            return known.name
+        if self._device.type == "cuda":
+            # What was captured takes smaller batches too. The first compiles nothing for others, torch.compile does.
+            larger = [warmed for warmed in choices if size < warmed <= MOST_PADDING * size]
+            return choices[min(larger)].name if larger else self._first
+        return choices[min(choices, key=lambda warmed: max(warmed, size) / max(1, min(warmed, size)))].name
 
     def _by_choice(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``method`` of the named candidate returns, or that of the first that works."""
@@ -159,8 +197,11 @@ class Automatic:
             name = self._first
         refused = False
         for standing in self._order(name):
+            run = getattr(self._runner(standing), method, None)
+            if run is None:  # our kernels only count
+                continue
             try:
-                result = getattr(self._runner(standing), method)(*args, **kwargs)
+                result = run(*args, **kwargs)
             except (BackendUnavailableError, ParityError) as error:
                 self._drop(standing, error)
             except DataError:
@@ -180,13 +221,13 @@ class Automatic:
             yield name
         yield from (other for other in (*self._candidates, "eager") if other != name and other not in dropped)
 
-    def _warmed(self, name: str, size: int, monitor: bool) -> Inspector | None:
+    def _warmed(self, name: str, size: int, monitor: bool) -> Runner | None:
         if name in self._dropped:
             return None
         try:
             runner = self._runner(name)
             runner.warmup([size], monitor)
-        except (BackendUnavailableError, DataError, ParityError) as error:
+        except (BackendUnavailableError, DataError, ParityError, torch.OutOfMemoryError) as error:
             self._drop(name, error)
             return None
         return runner
@@ -197,7 +238,7 @@ class Automatic:
             self._made.pop(name, None)
         warnings.warn(f"running without the {name} backend: {error}", FallbackWarning, stacklevel=4)
 
-    def _runner(self, name: str) -> Inspector:
+    def _runner(self, name: str) -> Runner:
         runner = self._made.get(name)
         if runner is None:
             make = self._candidates.get(name, Eager)
@@ -207,7 +248,44 @@ class Automatic:
                     runner = self._made[name] = make(self._program)
         return runner
 
-    def _measure(self, runners: Mapping[str, Inspector], call: Call) -> _Choice:
+    def _remembered(self, size: int, monitor: bool) -> _Choice | None:
+        """What an earlier process chose, if it still runs."""
+        record = self._memory.get(self._key(size)) if self._memory is not None else None
+        if record is None or record.candidate not in self._candidates:
+            return None
+        if monitor and record.candidate != self._first:
+            self._warmed(self._first, size, monitor)
+        if self._warmed(record.candidate, size, monitor and record.candidate == self._first) is None:
+            return None
+        return _Choice(record.candidate, {name: 1e-6 * t for name, t in record.microseconds.items()}, remembered=True)
+
+    def _measured(self, size: int, call: Call, monitor: bool) -> _Choice:
+        """The fastest of those that run, and keep it for later processes."""
+        running = {}
+        for name in self._candidates:
+            runner = self._warmed(name, size, monitor and name == self._first)
+            if runner is not None:
+                running[name] = runner
+        if len(running) < 2:
+            return _Choice(next(iter(running), "eager"), {})
+        choice = self._measure(running, call)
+        if self._memory is not None:
+            from unit_fast.kernels.dispatch import Record
+
+            microseconds = {name: 1e6 * seconds for name, seconds in choice.seconds.items()}
+            self._memory.put(self._key(size), Record(choice.name, microseconds, dict(self._dropped)))
+        return choice
+
+    def _key(self, size: int) -> str:
+        """Of a network at a batch size, run by these sources, among the choices that are kept."""
+        from unit_fast.kernels.dispatch.dispatcher import policy_from_environment
+
+        bounds = self._program.bounds
+        samples = [tuple(tensor.shape[1:]) for tensor in self._program.example.tensors()]
+        network = f"{bounds.fingerprint.sha256} {bounds.granularity} {_dtype(self._program)} {size} of {samples}"
+        return f"{network} by {_sources()} with {policy_from_environment()} kernels"
+
+    def _measure(self, runners: Mapping[str, Runner], call: Call) -> _Choice:
         taken: dict[str, list[float]] = {name: [] for name in runners}
         medians: dict[str, float] = {}
         close = list(runners)
@@ -218,16 +296,51 @@ class Automatic:
                 if len(close) == 1:
                     break
             for name in close:
-                once = partial(runners[name], *call.args, **call.kwargs)
+                once = partial(_finished, partial(runners[name], *call.args, **call.kwargs), self._device)
                 once()  # the other's threads have gone to sleep by its end
                 taken[name].extend(burst(once, SECONDS, self.clock))
                 medians[name] = median(taken[name])
         return _Choice(min(close, key=medians.__getitem__), medians)
 
 
-def able(device: torch.device, dtype: torch.dtype) -> dict[str, type[Inspector]]:
+def able(device: torch.device, dtype: torch.dtype) -> dict[str, type[Runner]]:
     """The candidates that can run on ``device`` in ``dtype``: what is not installed is none."""
-    return {name: made for name, made in CANDIDATES.items() if made.unavailable(device, dtype) is None}
+    candidates = _candidates_on(device)
+    return {name: made for name, made in candidates.items() if made.unavailable(device, dtype) is None}
+
+
+def _candidates_on(device: torch.device) -> Mapping[str, type[Runner]]:
+    return CANDIDATES["cuda" if device.type == "cuda" else "cpu"]
+
+
+def _kernels_memory(device: torch.device) -> Memory | None:
+    if device.type != "cuda":
+        return None
+    from unit_fast.kernels.dispatch import Store, cache_folder, environment_of
+
+    return Store(environment_of(device), cache_folder() / "networks")
+
+
+@cache
+def _sources() -> str:
+    """Changes with every file that decides how a network runs, but for the kernels, which have a digest of theirs."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for folder in (".", "fusion", "runtime", "kernels/dispatch"):
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _dtype(program: Program) -> torch.dtype:
+    tensors = (*program.module.parameters(), *program.module.buffers(), *program.example.tensors())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
+def _finished(call: Callable[[], Any], device: torch.device) -> None:
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kind:

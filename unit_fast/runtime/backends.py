@@ -25,13 +25,13 @@ RUNNERS: dict[str, type[Runner]] = {
     "eager": Eager,
 }
 
-# What backend="auto" takes: the first that can run. On the CPU that is the class that measures, where there are two to
-# choose from. It is said once when it had to be one of the last.
+# What backend="auto" takes: the first that can run, which is the class that measures where there are two to choose
+# from. It is said once when it had to be one of the last.
 _PREFERENCE = {
     "cpu": ("auto", "compile", "openvino", "onnxruntime", "eager"),
-    "cuda": ("triton", "compile", "eager"),
+    "cuda": ("auto", "triton", "compile", "eager"),
 }
-_NO_LOSS = {"cpu": ("auto", "compile"), "cuda": ("triton",)}
+_NO_LOSS = {"cpu": ("auto", "compile"), "cuda": ("auto", "triton")}
 
 OVERRIDE = "UNIT_FAST_BACKEND"
 """The environment variable that names what "auto" takes."""

@@ -11,6 +11,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,8 +29,10 @@ from unit_fast.errors import BackendUnavailableError, FallbackWarning, ParityErr
 from unit_fast.runtime.agreement import difference, judgeable
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.constants import Constants
+from unit_fast.runtime.cuda_graphs import GraphCache, cuda_graphs
 from unit_fast.runtime.explain import SiteNote
 from unit_fast.runtime.flat import FlatGraph, require_devices
+from unit_fast.runtime.kernel_graph import as_channels_last
 from unit_fast.runtime.packing import pack_bounds
 from unit_fast.runtime.program import Program
 from unit_fast.sites import copy_graph
@@ -50,7 +53,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Compiled:
-    """Runs the graph through Inductor, which fuses each clamp into the loop around it; for inference only."""
+    """Runs the graph through Inductor, which fuses each clamp into the loop around it; for inference only.
+
+    On a GPU sizes that are warmed up are replayed as CUDA graphs.
+    """
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -89,7 +95,9 @@ class Compiled:
 
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Compile for these batch sizes, and compare with the reference."""
-        for size in batch_sizes:
+        on_gpu = any(tensor.is_cuda for tensor in self._program.example.tensors())
+        # Of CUDA graphs the largest first: its memory serves the others.
+        for size in sorted(set(batch_sizes), reverse=True) if on_gpu else batch_sizes:
             call = self._program.example.of_size(size)
             self._output.warm(call.args, call.kwargs)
             if monitor:
@@ -134,8 +142,9 @@ class _Variant:
 class CompiledGraph:
     """A graph compiled when inputs of a new kind come: once for one sample, once or twice for all larger batches.
 
-    On a CPU sizes that are warmed up are also compiled one by one, since only then oneDNN gets its weights packed
-    beforehand. What is compiled first meets the reference, the graph run eagerly, at every new batch size.
+    Sizes that are warmed up are also compiled one by one: on a CPU since only then oneDNN gets its weights packed
+    beforehand, on a GPU since kernels for one size are faster; there a CUDA graph of each is kept. What is compiled
+    first meets the reference, the graph run eagerly, at every new batch size.
 
     Args:
         module: the graph.
@@ -163,6 +172,10 @@ class CompiledGraph:
         self._known: dict[Key, Function] = {}
         # What calls the kernels: C++ saves 0.1 ms a call of a network of 20 layers.
         self._in_cpp = IN_CPP and all(device.type == "cpu" for device in self._devices)
+        self._on_gpu = bool(self._devices) and all(device.type == "cuda" for device in self._devices)
+        self._graphs: GraphCache | None = None
+        if self._on_gpu and self._batched:
+            self._graphs = cuda_graphs(self._launched, self._batched, self._devices[0])
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the graph's module returns.
@@ -172,11 +185,10 @@ class CompiledGraph:
             BackendUnavailableError: Inductor cannot compile the graph.
             ParityError: what it compiled disagrees with the reference.
         """
-        inputs = self._flat.flatten(args, kwargs)
-        key = _key(inputs)
-        function = self._known.get(key)
-        with torch.no_grad():
-            outputs = self._first_call(key, inputs) if function is None else function(*inputs)
+        inputs = self._inputs(args, kwargs)
+        run = self._graphs or self._launched
+        with torch.no_grad(), torch.autocast("cuda", enabled=False) if self._on_gpu else nullcontext():
+            outputs = run(inputs)
         return self._flat.unflatten(outputs, inputs)
 
     def warm(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -185,9 +197,12 @@ class CompiledGraph:
         Raises:
             As a call.
         """
-        self(args, kwargs)
-        inputs = self._flat.flatten(args, kwargs)
+        inputs = self._inputs(args, kwargs)
         key = _key(inputs)
+        if self._graphs is not None:
+            self._capture(self._graphs, key, inputs)
+            return
+        self(args, kwargs)
         with ONE_AT_A_TIME:
             batch = self._batch(key)
             alone = [variant for variant in self._variants if variant.batch is None and self._batch(variant.key) > 1]
@@ -206,7 +221,47 @@ class CompiledGraph:
         others = [variant.sizes for variant in self._variants if variant.batch is not None]
         return f"batch {', '.join([*map(str, single), *others])}" if self._variants else "nothing yet"
 
-    def _first_call(self, key: Key, inputs: list[Tensor]) -> Any:
+    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors of a call as it is compiled for them: contiguous, on a GPU maps in channels_last."""
+        if not self._on_gpu:
+            return self._flat.flatten(args, kwargs)
+        tensors = self._flat.tensors(args, kwargs)
+        return [
+            as_channels_last(tensor) if tensor.ndim == 4 and tensor.is_floating_point() else tensor.contiguous()
+            for tensor in tensors
+        ]
+
+    def _launched(self, inputs: Sequence[Tensor]) -> Any:
+        """The graph's outputs, kernel by kernel."""
+        key = _key(inputs)
+        function = self._known.get(key)
+        return self._first_call(key, inputs) if function is None else function(*inputs)
+
+    def _capture(self, graphs: GraphCache, key: Key, inputs: Sequence[Tensor]) -> None:
+        """Compile for these very sizes, and keep a CUDA graph; none, should Inductor have made what has none."""
+        with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+            known = any(variant.batch is None and variant.key == key for variant in self._variants)
+            if not known and len(self._variants) < MOST_COMPILATIONS:
+                self._variants.insert(0, self._compile(key, inputs, self._batch(key), dynamic=False))
+                self._known.pop(key, None)
+        with torch.no_grad(), torch.autocast(self._devices[0].type, enabled=False):
+            expected = self._launched(inputs)
+            if key not in self._known:
+                return  # infinite results, by which nothing can be judged
+            try:
+                graphs.warm(inputs)
+                found = difference(graphs(inputs), expected, self._counts)
+            except RuntimeError as error:
+                found = _first_line(error)
+        if found is not None:
+            self._graphs = None
+            warnings.warn(
+                f"what torch.compile made runs kernel by kernel: a CUDA graph of it fails: {found}",
+                FallbackWarning,
+                stacklevel=6,
+            )
+
+    def _first_call(self, key: Key, inputs: Sequence[Tensor]) -> Any:
         require_devices(inputs, self._devices)
         with torch.inference_mode(False), torch.no_grad():
             expected = self._flat.module(*inputs)  # inputs that do not fit fail here, in the model's own words
@@ -220,8 +275,7 @@ class CompiledGraph:
                     self._known[key] = self._flat.module
                     return expected
                 if variant is None:
-                    # On CUDA, Triton kernels for one batch size are faster, and index in 32 bits where it allows.
-                    variant = self._compile(key, inputs, batch, dynamic=batch > 1 and _on_cpu(inputs))
+                    variant = self._compile(key, inputs, batch, dynamic=batch > 1)
                     self._variants.append(variant)
             outputs = variant.function(*inputs)
         if not judgeable(expected):
@@ -242,14 +296,12 @@ class CompiledGraph:
 
     @cached_property
     def _laid_out(self) -> fx.GraphModule:
-        """The graph as it is compiled: on a CPU, Inductor runs every convolution in channels_last."""
-        if any(device.type != "cpu" for device in self._devices):
-            return self._flat.module
+        """The graph as it is compiled: Inductor runs convolutions in channels_last, and bounds should lie like maps."""
         module = copy_graph(self._flat.module)
         pack_bounds(module, self._maps)
         return module
 
-    def _compile(self, key: Key, inputs: list[Tensor], batch: int, dynamic: bool) -> _Variant:
+    def _compile(self, key: Key, inputs: Sequence[Tensor], batch: int, dynamic: bool) -> _Variant:
         _logger.info("compiling the sanitised graph for batch %s", f"{batch} and others" if dynamic else batch)
         if self._in_cpp:
             try:
@@ -272,7 +324,7 @@ class CompiledGraph:
             )
         return variant
 
-    def _variant(self, key: Key, inputs: list[Tensor], batch: int, dynamic: bool) -> _Variant:
+    def _variant(self, key: Key, inputs: Sequence[Tensor], batch: int, dynamic: bool) -> _Variant:
         shapes = ShapeEnv()
         mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
         fakes: list[Any] = [
@@ -321,7 +373,3 @@ def _warn_of_eager(key: Key) -> None:
 
 def _key(inputs: Sequence[Tensor]) -> Key:
     return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
-
-
-def _on_cpu(inputs: Sequence[Tensor]) -> bool:
-    return all(tensor.device.type == "cpu" for tensor in inputs)

@@ -191,7 +191,10 @@ class CudaGraph:
             before = torch.cuda.memory_reserved(device)
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may go on launching: only this one must keep to what can be captured.
-            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):  # type: ignore[arg-type]
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(device)),  # current again should the capture fail
+                torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"),  # type: ignore[arg-type]
+            ):
                 self.outputs: Sequence[Tensor] = function(self.inputs)
             held = torch.cuda.memory_reserved(device) - before
         _logger.info("captured a CUDA graph for inputs %s: %.0f MB", [tuple(t.shape) for t in tensors], held / 1e6)

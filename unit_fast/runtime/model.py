@@ -40,7 +40,7 @@ class SanitizedModel(nn.Module):
     Attributes:
         graph_module: the sanitised graph, the reference that every backend is compared with.
         bounds: the bounds in it, as they were given.
-        backend: what runs it: "auto" (on a CPU where it has a choice), "triton", "onnxruntime", "openvino", "compile"
+        backend: what runs it: "auto" (where it has a choice), "triton", "onnxruntime", "openvino", "compile"
             or "eager".
     """
 

@@ -38,7 +38,7 @@ def sanitize(
             enough.
         backend: "eager" runs the graph as it is and passes gradients; the others are for inference only: "compile"
             (torch.compile's compiler, frozen weights), "onnxruntime" and "openvino" (on the CPU), "triton" (the fused
-            kernels, on CUDA). "auto" takes the fastest on the device, on the CPU by measurement in
+            kernels, on CUDA). "auto" takes the fastest on the device, by measurement in
             :meth:`SanitizedModel.warmup`, and says once when it had to fall back. One that is named and cannot run
             raises.
         dtype: of weights, bounds and floating-point inputs, e.g. ``torch.float16``; the model's own when omitted.
