@@ -27,6 +27,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, FallbackWarning, ParityError
 from unit_fast.runtime.agreement import difference, judgeable
+from unit_fast.runtime.allocator import keep_freed_memory
 from unit_fast.runtime.calls import Call
 from unit_fast.runtime.constants import Constants
 from unit_fast.runtime.cuda_graphs import GraphCache, cuda_graphs
@@ -302,6 +303,8 @@ class CompiledGraph:
         return module
 
     def _compile(self, key: Key, inputs: Sequence[Tensor], batch: int, dynamic: bool) -> _Variant:
+        if not self._on_gpu:
+            keep_freed_memory()
         _logger.info("compiling the sanitised graph for batch %s", f"{batch} and others" if dynamic else batch)
         if self._in_cpp:
             try:
