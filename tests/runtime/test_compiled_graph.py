@@ -209,3 +209,17 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(compilations):  # noqa: A
     with pytest.warns(FallbackWarning, match="runs kernel by kernel.*not permitted when stream is capturing"):
         fast.warmup([4])
     torch.testing.assert_close(fast(images(4)), expected(images(4)))
+
+
+def test_a_graph_for_the_cpu_is_compiled_with_freed_memory_kept(monkeypatch):
+    kept = []
+
+    def itself(self, key, inputs, batch, dynamic):  # noqa: ARG001 - the compiler's
+        assert kept, "the compiler ran before"
+        return compiled._Variant(self._flat.module, key, None, (), str(batch))
+
+    monkeypatch.setattr(compiled, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(compiled.CompiledGraph, "_variant", itself)
+    monkeypatch.setattr(compiled.Compiled, "unavailable", lambda *_: None)
+    made_by_compile(OneConv())(images(2))
+    assert kept
