@@ -53,6 +53,7 @@ class OpenVinoModel:
 
     def __init__(self, path: str | PathLike[str], *, threads: int = 1) -> None:
         core = shared_core()
+        self._new_tensor = load_runtime("openvino").Tensor
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # processors with bfloat16 arithmetic would be given that by default
             "INFERENCE_NUM_THREADS": threads,
@@ -97,14 +98,21 @@ class OpenVinoModel:
         except IndexError:
             request = self._compiled.create_infer_request()
         try:
-            # Inputs are read where they lie. Outputs are copied: the next call writes over the request's own.
-            results = request.infer(list(inputs), share_inputs=True, share_outputs=False)
+            # Given to infer(), inputs are looked at one by one in Python, for 50 µs a call and more.
+            for place, value in enumerate(inputs):
+                request.set_input_tensor(place, self._tensor(value))
+            results = request.infer(share_outputs=False)  # copied: the next call writes over the request's own
         except RuntimeError as error:
             shapes = [tuple(value.shape) for value in inputs]
             raise DataError(f"OpenVINO failed on inputs of shapes {shapes}: {_first_line(error)}") from error
         finally:
             self._idle.append(request)
         return [torch.from_numpy(value) for value in results.values()]
+
+    def _tensor(self, value: np.ndarray) -> Any:
+        # Read where it lies, if it can be; what is not to be written has to be copied, though nobody writes it.
+        in_place = value.flags.c_contiguous and value.flags.writeable
+        return self._new_tensor(value, shared_memory=in_place)
 
     def unfused(self) -> set[str]:
         """Names of the file's nodes that run as layers of their own, not as a part of another one."""
