@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unit_fast.files import atomic_write
+from unit_fast.processor import processor
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "onnxruntime", "openvino", "unit_fast")
@@ -18,7 +19,7 @@ PACKAGES = ("torch", "triton", "onnxruntime", "openvino", "unit_fast")
 def environment() -> dict[str, Any]:
     """Device, cores, threads and versions that figures depend on."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -32,18 +33,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:  # Triton where there is none; unit_fast run from a checkout
         return None
-
-
-def _processor() -> str:
-    """Name, family and model: the name alone may stand for several generations, one twice as fast as another."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    found = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
-    name = found.get("model name", platform.processor())
-    numbers = [f"{title} {found[key]}" for title, key in (("family", "cpu family"), ("model", "model")) if key in found]
-    return ", ".join([name, *numbers])
 
 
 def write_results(name: str, figures: Any, folder: Path = RESULTS) -> Path:

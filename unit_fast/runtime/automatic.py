@@ -1,20 +1,18 @@
 """The "auto" backend: of what can run on the device, whichever is measured to be fastest.
 
-On the CPU these are torch.compile, ONNX Runtime and OpenVINO, on a GPU our kernels and torch.compile. There a choice is
-kept on disk, beside those of the kernels, so that the next process compiles only what was chosen.
+On the CPU these are torch.compile, ONNX Runtime and OpenVINO, on a GPU our kernels and torch.compile. A choice is kept
+on disk, so that the next process compiles only what was chosen.
 """
 
 import gc
-import hashlib
+import logging
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,18 +21,17 @@ from torch.utils import _pytree as pytree
 from unit_fast.capture import batch_size
 from unit_fast.errors import BackendUnavailableError, DataError, FallbackWarning, ParityError
 from unit_fast.runtime.calls import Call
+from unit_fast.runtime.choices import Choice, Memory, Store, store_of
 from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.cuda_graphs import MOST_PADDING
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import SiteNote
+from unit_fast.runtime.flat import Key, key_of
 from unit_fast.runtime.fused import Fused
 from unit_fast.runtime.program import Program
 from unit_fast.runtime.runner import Runner
 from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 from unit_fast.timing import burst
-
-if TYPE_CHECKING:
-    from unit_fast.kernels.dispatch import Record
 
 # In turn, so that a clock that drifts or a neighbour that wakes up meets all alike. 0.5 s a backend and batch size;
 # three times that for those so close to the fastest that half a second does not tell.
@@ -49,31 +46,9 @@ CANDIDATES: Mapping[str, Mapping[str, type[Runner]]] = {
 }
 """By the type of the device. The first runs what was not measured and counts for ``monitor``."""
 
-_Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+_logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class _Choice:
-    """What runs one batch size, and the median seconds of each that was measured, now or by an earlier process."""
-
-    name: str
-    seconds: dict[str, float]
-    remembered: bool = False
-
-    def __str__(self) -> str:
-        times = [f"{name} {1e3 * seconds:.3g} ms" for name, seconds in sorted(self.seconds.items(), key=lambda p: p[1])]
-        text = " against ".join(times) or "nothing else can run it"
-        return f"{text}, as measured before" if self.remembered else text
-
-
-class Memory(Protocol):
-    """Choices of earlier processes; a :class:`unit_fast.kernels.dispatch.Store`."""
-
-    def get(self, key: str) -> "Record | None":
-        """What was chosen for ``key``."""
-
-    def put(self, key: str, record: "Record") -> None:
-        """Keep a choice."""
+_UNABLE = (BackendUnavailableError, DataError, ParityError)
 
 
 class Automatic:
@@ -87,7 +62,7 @@ class Automatic:
         program: what it runs.
         candidates: by name, the first as above; all of ``CANDIDATES`` that can run on the program's device when
             omitted.
-        memory: of earlier choices; on a GPU that of the kernels when omitted, on the CPU none.
+        store: of earlier choices; that of the device when candidates are omitted too, else none.
     """
 
     clock: Callable[[], float] = staticmethod(time.perf_counter)
@@ -96,12 +71,15 @@ class Automatic:
         self,
         program: Program,
         candidates: Mapping[str, Callable[[Program], Runner]] | None = None,
-        memory: Memory | None = None,
+        store: Store | None = None,
     ) -> None:
         self._program = program
-        self._device = next((tensor.device for tensor in program.example.tensors()), torch.device("cpu"))
-        self._candidates = able(self._device, _dtype(program)) if candidates is None else candidates
-        self._memory = _kernels_memory(self._device) if memory is None else memory
+        self._device = program.device
+        if candidates is None:
+            candidates = able(program.device, program.dtype)
+            store = store_of(program.device) if store is None else store
+        self._candidates = candidates
+        self._memory = None if store is None else Memory(program, candidates, store)
         self._first = next(iter(self._candidates))
         self._inspecting = next(
             (name for name, kind in self._candidates.items() if hasattr(kind, "inspect")), self._first
@@ -109,8 +87,9 @@ class Automatic:
         self._made: dict[str, Runner] = {}
         self._lock = threading.Lock()
         self._dropped: dict[str, str] = {}
-        self._refused: set[_Kind] = set()
-        self._choices: dict[int, _Choice] = {}
+        self._refused: set[Key] = set()
+        self._choices: dict[int, Choice] = {}
+        self._for_all: Runner | None = None  # what was chosen for every batch size, while it takes all that comes
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -123,6 +102,12 @@ class Automatic:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output."""
+        runner = self._for_all
+        if runner is not None:
+            try:
+                return runner(*args, **kwargs)
+            except _UNABLE as error:  # what follows tries it once more, and then others
+                _logger.info("what was chosen for all batch sizes fails: %s", error)
         return self._by_choice(self._name_for(args, kwargs), "__call__", args, kwargs)
 
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
@@ -147,6 +132,7 @@ class Automatic:
         needed = {choice.name for choice in self._choices.values()} | ({self._first} if monitor else set())
         with self._lock:  # the rest is only memory
             self._made = {name: runner for name, runner in self._made.items() if name in needed}
+            self._for_all = self._alone()
         if self._device.type == "cuda":
             gc.collect()  # captured graphs hold memory of the GPU, and refer to what made them
 
@@ -179,8 +165,6 @@ class Automatic:
         choices = self._choices
         if not choices:
             return self._first
-        if len(choices) == 1 and self._device.type != "cuda":
-            return next(iter(choices.values())).name
         size = batch_size(args, kwargs)
         known = choices.get(size)
         if known is not None:
@@ -190,6 +174,12 @@ class Automatic:
             larger = [warmed for warmed in choices if size < warmed <= MOST_PADDING * size]
             return choices[min(larger)].name if larger else self._first
         return choices[min(choices, key=lambda warmed: max(warmed, size) / max(1, min(warmed, size)))].name
+
+    def _alone(self) -> Runner | None:
+        """What runs every batch size. On a GPU none: sizes that were not warmed up run by what compiles nothing."""
+        names = {choice.name for choice in self._choices.values()}
+        alone = len(names) == 1 and self._device.type != "cuda" and not self._refused
+        return self._made.get(names.pop()) if alone else None
 
     def _by_choice(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``method`` of the named candidate returns, or that of the first that works."""
@@ -211,6 +201,7 @@ class Automatic:
             else:
                 if refused:
                     self._refused.add(_kind(args, kwargs))
+                    self._for_all = None
                 return result
         raise AssertionError("the eager graph is its own reference")
 
@@ -227,7 +218,7 @@ class Automatic:
         try:
             runner = self._runner(name)
             runner.warmup([size], monitor)
-        except (BackendUnavailableError, DataError, ParityError, torch.OutOfMemoryError) as error:
+        except (*_UNABLE, torch.OutOfMemoryError) as error:
             self._drop(name, error)
             return None
         return runner
@@ -236,6 +227,7 @@ class Automatic:
         with self._lock:
             self._dropped = {**self._dropped, name: str(error)}
             self._made.pop(name, None)
+            self._for_all = None
         warnings.warn(f"running without the {name} backend: {error}", FallbackWarning, stacklevel=4)
 
     def _runner(self, name: str) -> Runner:
@@ -248,18 +240,16 @@ class Automatic:
                     runner = self._made[name] = make(self._program)
         return runner
 
-    def _remembered(self, size: int, monitor: bool) -> _Choice | None:
+    def _remembered(self, size: int, monitor: bool) -> Choice | None:
         """What an earlier process chose, if it still runs."""
-        record = self._memory.get(self._key(size)) if self._memory is not None else None
-        if record is None or record.candidate not in self._candidates:
+        choice = self._memory.get(size) if self._memory is not None else None
+        if choice is None or choice.name not in self._candidates:
             return None
-        if monitor and record.candidate != self._first:
+        if monitor and choice.name != self._first:
             self._warmed(self._first, size, monitor)
-        if self._warmed(record.candidate, size, monitor and record.candidate == self._first) is None:
-            return None
-        return _Choice(record.candidate, {name: 1e-6 * t for name, t in record.microseconds.items()}, remembered=True)
+        return None if self._warmed(choice.name, size, monitor and choice.name == self._first) is None else choice
 
-    def _measured(self, size: int, call: Call, monitor: bool) -> _Choice:
+    def _measured(self, size: int, call: Call, monitor: bool) -> Choice:
         """The fastest of those that run, and keep it for later processes."""
         running = {}
         for name in self._candidates:
@@ -267,25 +257,13 @@ class Automatic:
             if runner is not None:
                 running[name] = runner
         if len(running) < 2:
-            return _Choice(next(iter(running), "eager"), {})
+            return Choice(next(iter(running), "eager"), {})
         choice = self._measure(running, call)
         if self._memory is not None:
-            from unit_fast.kernels.dispatch import Record
-
-            microseconds = {name: 1e6 * seconds for name, seconds in choice.seconds.items()}
-            self._memory.put(self._key(size), Record(choice.name, microseconds, dict(self._dropped)))
+            self._memory.put(size, choice, dict(self._dropped))
         return choice
 
-    def _key(self, size: int) -> str:
-        """Of a network at a batch size, run by these sources, among the choices that are kept."""
-        from unit_fast.kernels.dispatch.dispatcher import policy_from_environment
-
-        bounds = self._program.bounds
-        samples = [tuple(tensor.shape[1:]) for tensor in self._program.example.tensors()]
-        network = f"{bounds.fingerprint.sha256} {bounds.granularity} {_dtype(self._program)} {size} of {samples}"
-        return f"{network} by {_sources()} with {policy_from_environment()} kernels"
-
-    def _measure(self, runners: Mapping[str, Runner], call: Call) -> _Choice:
+    def _measure(self, runners: Mapping[str, Runner], call: Call) -> Choice:
         taken: dict[str, list[float]] = {name: [] for name in runners}
         medians: dict[str, float] = {}
         close = list(runners)
@@ -300,7 +278,7 @@ class Automatic:
                 once()  # the other's threads have gone to sleep by its end
                 taken[name].extend(burst(once, SECONDS, self.clock))
                 medians[name] = median(taken[name])
-        return _Choice(min(close, key=medians.__getitem__), medians)
+        return Choice(min(close, key=medians.__getitem__), medians)
 
 
 def able(device: torch.device, dtype: torch.dtype) -> dict[str, type[Runner]]:
@@ -313,36 +291,11 @@ def _candidates_on(device: torch.device) -> Mapping[str, type[Runner]]:
     return CANDIDATES["cuda" if device.type == "cuda" else "cpu"]
 
 
-def _kernels_memory(device: torch.device) -> Memory | None:
-    if device.type != "cuda":
-        return None
-    from unit_fast.kernels.dispatch import Store, cache_folder, environment_of
-
-    return Store(environment_of(device), cache_folder() / "networks")
-
-
-@cache
-def _sources() -> str:
-    """Changes with every file that decides how a network runs, but for the kernels, which have a digest of theirs."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for folder in (".", "fusion", "runtime", "kernels/dispatch"):
-        for path in sorted((package / folder).glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _dtype(program: Program) -> torch.dtype:
-    tensors = (*program.module.parameters(), *program.module.buffers(), *program.example.tensors())
-    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
-
-
 def _finished(call: Callable[[], Any], device: torch.device) -> None:
     call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kind:
-    tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
+    return key_of([leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])

@@ -32,14 +32,13 @@ from unit_fast.runtime.calls import Call
 from unit_fast.runtime.constants import Constants
 from unit_fast.runtime.cuda_graphs import GraphCache, cuda_graphs
 from unit_fast.runtime.explain import SiteNote
-from unit_fast.runtime.flat import FlatGraph, require_devices
+from unit_fast.runtime.flat import FlatGraph, Key, key_of, require_devices
 from unit_fast.runtime.kernel_graph import as_channels_last
 from unit_fast.runtime.packing import pack_bounds
 from unit_fast.runtime.program import Program
 from unit_fast.sites import copy_graph
 
 Function = Callable[..., Any]
-Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 MOST_ALONE = 4
 """Batch sizes above 1 that a graph is compiled for one by one: each may want the weights packed in its own way."""
@@ -199,7 +198,7 @@ class CompiledGraph:
             As a call.
         """
         inputs = self._inputs(args, kwargs)
-        key = _key(inputs)
+        key = key_of(inputs)
         if self._graphs is not None:
             self._capture(self._graphs, key, inputs)
             return
@@ -234,7 +233,7 @@ class CompiledGraph:
 
     def _launched(self, inputs: Sequence[Tensor]) -> Any:
         """The graph's outputs, kernel by kernel."""
-        key = _key(inputs)
+        key = key_of(inputs)
         function = self._known.get(key)
         return self._first_call(key, inputs) if function is None else function(*inputs)
 
@@ -372,7 +371,3 @@ def _warn_of_eager(key: Key) -> None:
         FallbackWarning,
         stacklevel=6,
     )
-
-
-def _key(inputs: Sequence[Tensor]) -> Key:
-    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)

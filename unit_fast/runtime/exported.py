@@ -15,7 +15,7 @@ from torch import Tensor
 from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, DataError, ParityError, UnitFastError
 from unit_fast.runtime.agreement import difference, judgeable
-from unit_fast.runtime.flat import FlatGraph, require_devices
+from unit_fast.runtime.flat import FlatGraph, Key, key_of, require_devices
 from unit_fast.runtime.program import Program
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class ExportedGraph:
         self._runtime = runtime
         example = program.example
         self._devices = [tensor.device for tensor in self._flat.tensors(example.args, example.kwargs)]
-        self._known: set[tuple[tuple[torch.Size, torch.dtype, torch.device], ...]] = set()
+        self._known: set[Key] = set()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the graph's module returns.
@@ -114,7 +114,7 @@ class ExportedGraph:
             ParityError: it disagrees with the reference.
         """
         inputs = self._flat.flatten(args, kwargs)
-        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+        key = key_of(inputs)
         if key in self._known:
             return self._flat.unflatten(self._run(self._session, inputs), inputs)
         require_devices(inputs, self._devices)
@@ -139,7 +139,7 @@ class ExportedGraph:
         return self._flat.unflatten(outputs, inputs)
 
     def _run(self, session: Session, inputs: list[Tensor]) -> list[Tensor]:
-        values = session.outputs([tensor.detach().numpy() for tensor in inputs])
+        values = session.outputs([(x.detach() if x.requires_grad else x).numpy() for x in inputs])
         return [value for value, kept in zip(values, self._flat.tensor_outputs, strict=True) if kept]
 
 

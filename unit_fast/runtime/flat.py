@@ -12,6 +12,8 @@ from unit_fast.errors import DataError
 from unit_fast.fusion.rewrite import tidy
 from unit_fast.sites import copy_graph
 
+Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+
 
 class FlatGraph:
     """A captured graph, called with and returning flat sequences of tensors.
@@ -78,6 +80,11 @@ class FlatGraph:
             next(tensors if next(kinds) else sizes) if isinstance(leaf, fx.Node) else leaf for leaf in self._leaves
         ]
         return pytree.tree_unflatten(leaves, self._output_spec)
+
+
+def key_of(inputs: Sequence[Tensor]) -> Key:
+    """By which it is known whether such inputs have come before."""
+    return tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in inputs])
 
 
 def require_devices(inputs: Sequence[Tensor], devices: Sequence[torch.device]) -> None:

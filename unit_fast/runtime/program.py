@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import fx
 
 from unit_fast.bounds import Bounds
@@ -26,6 +27,17 @@ class Program:
     module: fx.GraphModule
     bounds: Bounds
     example: Call
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where it is run."""
+        return next((tensor.device for tensor in self.example.tensors()), torch.device("cpu"))
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of its first floating tensor."""
+        tensors = (*self.module.parameters(), *self.module.buffers(), *self.example.tensors())
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
     @cached_property
     def counting(self) -> fx.GraphModule:
