@@ -2,20 +2,28 @@
 
     python -m benchmarks.runtime --part cpu        # ResNet-18 at 32×32, batches 1 and 16, neuron bounds: 14 minutes
     python -m benchmarks.runtime --part networks   # other networks, and what calling kernels from C++ gains: 15 minutes
+    python -m benchmarks.runtime --part warmup     # what warming up takes, in a first process and in later ones
     python -m benchmarks.runtime --part monitor    # what monitor and inspect add to a call: 5 minutes
     python -m benchmarks.runtime --part detection  # the two backdoored traffic sign models, all 4,000 test images
 
 Every way is compared with the eager graph it stands for before it is timed, in several processes one after the other:
 where a process lies in memory moves all it times by several percent. ONNX Runtime's idle threads do not spin.
+"sanitised auto" is a process that finds on disk what an earlier one chose.
 Results go to ``results/runtime_PART.json``.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import logging
+import multiprocessing
+import os
+import statistics
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +44,7 @@ MODEL = "resnet18_32"
 NETWORKS = ("resnet18_32", "resnet20_32", "vgg_32", "densenet_32", "mobilenet_v2_32", "vit_32")
 BATCHES = (1, 16)
 BASELINE = "unclamped torch.compile"
+CACHE = "UNIT_FAST_CACHE"
 # Of the largest output; eight bits of activations give two digits.
 AGREEMENT = {"sanitised int8": 0.3}
 EXACTLY = 1e-3
@@ -91,6 +100,12 @@ def _int8(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any
     return fast.warmup(BATCHES)
 
 
+def _measuring(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE] = folder  # in this process
+        return _sanitised("auto", model, x, bounds)
+
+
 def _monitored(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
     fast = uf.sanitize(model, bounds, x, backend="compile").warmup(BATCHES, monitor=True)
     return lambda batch: fast.monitor(batch)[0]
@@ -111,6 +126,7 @@ PROVIDERS: dict[str, Callable[[nn.Module, Tensor, Bounds], Callable[[Tensor], An
     "sanitised onnxruntime": functools.partial(_sanitised, "onnxruntime"),
     "sanitised openvino": functools.partial(_sanitised, "openvino"),
     "sanitised auto": functools.partial(_sanitised, "auto"),
+    "sanitised auto, first process": _measuring,
     "sanitised int8": _int8,
     "sanitised compile, monitor": _monitored,
     "sanitised compile, inspect": _inspected,
@@ -169,13 +185,16 @@ def networks(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:
 def _timed(
     providers: Collection[str], network: str, rounds: int, seconds: float, restarts: int
 ) -> list[dict[str, Any]]:
-    found = interleaved(
-        {provider: functools.partial(build, provider, network) for provider in providers},
-        rounds=rounds,
-        seconds=seconds,
-        restarts=restarts,
-        progress=lambda done, total: _logger.info("%s: %d of %d", network, done, total),
-    )
+    builders = {provider: functools.partial(build, provider, network) for provider in providers}
+    with _choices():
+        interleaved({"an earlier process": builders["sanitised auto"]}, rounds=0)
+        found = interleaved(
+            builders,
+            rounds=rounds,
+            seconds=seconds,
+            restarts=restarts,
+            progress=lambda done, total: _logger.info("%s: %d of %d", network, done, total),
+        )
     rows: list[dict[str, Any]] = []
     baseline = found[BASELINE]
     for provider, timings in found.items():
@@ -189,6 +208,54 @@ def _timed(
                 row["speed"] = baseline[batch].median / timing.median
             rows.append(row)
     return rows
+
+
+@contextlib.contextmanager
+def _choices() -> Iterator[None]:
+    """Processes started in it share a folder for their choices, which is empty at first."""
+    before = os.environ.get(CACHE)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(CACHE)
+            if before is not None:
+                os.environ[CACHE] = before
+
+
+def warmup(rounds: int, seconds: float, restarts: int) -> dict[str, Any]:  # noqa: ARG001 - no calls are timed
+    """Seconds to sanitise and warm up both batch sizes by auto, and the most memory of the process."""
+    rows = []
+    for network in NETWORKS:
+        if (reason := available(network)) is not None:
+            _logger.warning("%s is left out: %s", network, reason)
+            continue
+        found: dict[str, list[dict[str, float]]] = {"first": [], "next": []}
+        for _ in range(1 + restarts):
+            with _choices():
+                for taken in found.values():
+                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                        taken.append(alone.submit(_warmed, network).result())
+        for process, taken in found.items():
+            row: dict[str, Any] = {"network": network, "process": process}
+            for figure in ("seconds", "peak_mib"):
+                values = sorted(one[figure] for one in taken)
+                row |= {figure: statistics.median(values), f"{figure}_range": [values[0], values[-1]]}
+            _logger.info("%s", row)
+            rows.append(row)
+    return {"threads": torch.get_num_threads(), "batches": BATCHES, "processes": 1 + restarts, "rows": rows}
+
+
+def _warmed(network: str) -> dict[str, float]:
+    import resource
+
+    model, x = make(network)
+    bounds = make_bounds(model, x, "neuron")
+    start = time.perf_counter()
+    uf.sanitize(model, bounds, x, backend="auto").warmup(BATCHES)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 WATCHED = ("alone", "monitor", "inspect")
@@ -260,6 +327,7 @@ def _at(limit: float, fast: uf.SanitizedModel, measure: str, trigger: Any, targe
 PARTS: dict[str, Callable[[int, float, int], dict[str, Any]]] = {
     "cpu": cpu,
     "networks": networks,
+    "warmup": warmup,
     "monitor": monitor,
     "detection": detection,
 }

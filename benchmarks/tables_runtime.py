@@ -44,6 +44,21 @@ def runtime_networks() -> list[list[str]]:
     return table
 
 
+def runtime_warmup() -> list[list[str]]:
+    """What warming a network up takes auto in a first process, and in one that finds its choices."""
+    found = {(row["network"], row["process"]): row for row in read_results("runtime_warmup")["rows"]}
+    heads = ["first process, s (least to most)", "later ones, s", "peak memory, MiB", "later ones, MiB"]
+    table = [["network", *heads]]
+    for network in dict.fromkeys(network for network, _ in found):
+        first, later = found[network, "first"], found[network, "next"]
+        seconds = [
+            f"{row['seconds']:.1f} ({row['seconds_range'][0]:.1f} to {row['seconds_range'][1]:.1f})"
+            for row in (first, later)
+        ]
+        table.append([NETWORKS[network], *seconds, *(f"{row['peak_mib']:.0f}" for row in (first, later))])
+    return table
+
+
 def monitor() -> list[list[str]]:
     """What looking for triggers adds to a call."""
     rows = read_results("runtime_monitor")["rows"]
@@ -71,6 +86,7 @@ def detection() -> list[list[str]]:
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "runtime_cpu": runtime_cpu,
     "runtime_networks": runtime_networks,
+    "runtime_warmup": runtime_warmup,
     "runtime_monitor": monitor,
     "detection": detection,
 }
