@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from unit_fast.errors import BackendUnavailableError, DataError
 from unit_fast.export.errors import ExportError
+from unit_fast.export.onnx_file import metadata_of, open_onnx
 from unit_fast.export.session import OPTIMIZED_KEY
 
 if TYPE_CHECKING:
@@ -125,23 +125,12 @@ def read_signature(file: Path) -> Signature:
         ExportError: a tensor has a type or a rank that Triton does not take, or the file is for one processor.
         BackendUnavailableError: onnx is not installed.
     """
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-        from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-    except ImportError as error:
-        raise BackendUnavailableError(f"the layout needs onnx ({error}); install unit_fast[onnx]") from error
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {file}; expected an ONNX model") from error
-    except DecodeError as error:
-        raise DataError(f"{file} is no ONNX model: {error}") from error
-    if not model.graph.output:
-        raise DataError(f"{file} is no ONNX model: it has no outputs")
+    model = open_onnx(file)
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
     constants = {tensor.name for tensor in model.graph.initializer}
     data_files = {ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)}
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = metadata_of(model)
     if OPTIMIZED_KEY in metadata:
         raise ExportError(
             f"{file} was optimised for {metadata[OPTIMIZED_KEY]}, which the server need not be; give the file it was "

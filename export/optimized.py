@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from unit_fast.errors import DataError, ParityError
 from unit_fast.export.errors import ExportError
+from unit_fast.export.onnx_file import metadata_of, open_onnx
 from unit_fast.export.parity import CEILINGS, ROUNDING, TOLERANCES
 from unit_fast.export.random_inputs import random_inputs
 from unit_fast.export.report import OptimizedFile
@@ -71,7 +71,7 @@ def optimize(source: Path, target: Path, verify: bool) -> OptimizedFile:
         in_blocks = _clamp(optimized, marked)
         made_for = here()
         del optimized.metadata_props[:]
-        helper.set_model_props(optimized, {entry.key: entry.value for entry in model.metadata_props})
+        helper.set_model_props(optimized, metadata_of(model))
         optimized.metadata_props.add(key=OPTIMIZED_KEY, value=made_for)
         file = folder / "final.onnx"
         onnx.save(optimized, file)
@@ -127,15 +127,10 @@ def _session(model: str | bytes, saved: Path | None = None) -> Any:
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; expected an ONNX file") from error
-    except DecodeError as error:
-        raise DataError(f"{path} is no ONNX file: {error}") from error
+    model = open_onnx(path)
     if any(uses_external_data(tensor) for tensor in model.graph.initializer):
         raise DataError(f"the tensors of {path} lie in another file, as those above 2 GB do; expected them in it")
-    entries = {entry.key: entry.value for entry in model.metadata_props}
+    entries = metadata_of(model)
     if OPTIMIZED_KEY in entries:
         raise ExportError(f"{path} was optimised already, for {entries[OPTIMIZED_KEY]}; give the file it was made of")
     precision = entries.get("unit_fast.precision", "fp32")

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-import onnx
-
 from unit_fast.errors import DataError
+from unit_fast.export.onnx_file import metadata_of, open_onnx
 from unit_fast.export.picture.nodes import read_boxes
 from unit_fast.export.picture.svg import draw, page
 from unit_fast.export.report import SiteReport
@@ -36,11 +35,8 @@ def draw_graph(model: str | PathLike[str], picture: str | PathLike[str], sites: 
     model, picture = Path(model), Path(picture)
     if picture.suffix not in ENDINGS:
         raise DataError(f"{picture}: a picture of the graph ends in {' or '.join(ENDINGS)}")
-    try:
-        proto = onnx.load(model, load_external_data=False)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {model}; expected an ONNX model") from error
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    proto = open_onnx(model)
+    metadata = metadata_of(proto)
     boxes = read_boxes(proto, sites)
     clamps = sum(site.form != "none" for site in sites)
     opset = next((entry.version for entry in proto.opset_import if not entry.domain), "?")

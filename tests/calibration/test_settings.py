@@ -51,6 +51,12 @@ def test_numbers_of_any_kind_calibrate_and_come_back_from_the_file(method, tmp_p
     assert uf.Bounds.load(bounds.save(tmp_path / "bounds")).metadata["settings"] == asdict(method)
 
 
+@pytest.mark.parametrize("k", [10**400, Fraction(10**5000)], ids=["whole", "fraction"])
+def test_numbers_that_no_float_holds_are_refused(k):
+    with pytest.raises(uf.UnitFastError, match="MeanStd: k must be a number that a float can hold; got a larger one"):
+        uf.MeanStd(k)
+
+
 @pytest.mark.parametrize("size", ["128", 1.5, True, 0])
 def test_batch_sizes_that_are_none_are_refused(size):
     with pytest.raises(uf.UnitFastError, match="batch_size must be at least 1, a whole number"):

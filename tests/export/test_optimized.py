@@ -186,7 +186,7 @@ def test_what_cannot_be_optimised_is_refused(portable: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*absent\.onnx"):
         optimize_onnx(portable.with_name("absent.onnx"), here)
     portable.with_name("text.onnx").write_text("no model")
-    with pytest.raises(DataError, match="is no ONNX file"):
+    with pytest.raises(DataError, match="is no ONNX model"):
         optimize_onnx(portable.with_name("text.onnx"), here)
     assert not here.exists()
     with pytest.raises(OutputError, match="create the folder"):

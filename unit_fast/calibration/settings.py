@@ -34,4 +34,9 @@ def plain_numbers(settings: Any) -> None:
                 f"{type(settings).__name__}: {field.name} must be {words}{alternative}; got {value!r}, a "
                 f"{type(value).__name__}"
             )
-        object.__setattr__(settings, field.name, numbers[0](value))
+        try:
+            object.__setattr__(settings, field.name, numbers[0](value))
+        except OverflowError as error:
+            raise UnitFastError(
+                f"{type(settings).__name__}: {field.name} must be a number that a float can hold; got a larger one"
+            ) from error
