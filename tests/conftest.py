@@ -5,6 +5,8 @@ import hashlib
 import os
 import random
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,13 +26,20 @@ def pytest_runtest_setup() -> None:
     _read_onnxscript_once()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where measurements are kept: not in the user's own folder. Folders are made by who first writes to them."""
+    folder = tmp_path_factory.getbasetemp() / "remembered"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNIT_FAST_CACHE", str(folder / "fixtures"))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
-def nothing_remembered(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> None:
-    """No test finds what another has measured, nor the user's own; the folder is made by who first writes to it."""
-    folder = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
-    monkeypatch.setenv("UNIT_FAST_CACHE", str(tmp_path_factory.getbasetemp() / "remembered" / folder))
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch, remembered: Path, request: pytest.FixtureRequest) -> None:
+    """No test finds what another has measured."""
+    own = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    monkeypatch.setenv("UNIT_FAST_CACHE", str(remembered / own))
 
 
 def _read_onnxscript_once() -> None:

@@ -4,6 +4,8 @@ import platform
 from functools import cache
 from pathlib import Path
 
+_NUMBERS = (("family", "cpu family"), ("model", "model"), ("of", "CPU implementer"), ("part", "CPU part"))
+
 
 @cache
 def processor() -> str:
@@ -14,5 +16,5 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     found = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
     name = found.get("model name", platform.processor() or platform.machine())
-    numbers = [f"{title} {found[key]}" for title, key in (("family", "cpu family"), ("model", "model")) if key in found]
+    numbers = [f"{title} {found[key]}" for title, key in _NUMBERS if key in found]
     return ", ".join([name, *numbers])

@@ -400,3 +400,54 @@ def test_a_choice_for_all_sizes_is_given_up_once_it_fails(choosing):
     with pytest.warns(FallbackWarning, match="without the onnxruntime backend: off by 0.3"):
         assert auto(images(5)) == "compile"
     assert auto(images(7)) == "compile"
+
+
+def test_one_choice_for_all_sizes_is_called_straight(choosing, monkeypatch):
+    auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01))
+    auto.warmup([1, 2])
+    monkeypatch.setattr(auto, "_by_choice", None)
+    monkeypatch.setattr(auto, "_name_for", None)
+    assert [auto(images(size)) for size in (1, 2, 9)] == ["onnxruntime"] * 3
+
+
+def test_sizes_with_choices_of_their_own_have_none_for_all(choosing):
+    auto = choosing(candidate("compile", {1: 0.02, 2: 0.01}), candidate("onnxruntime", {1: 0.01, 2: 0.02}))
+    auto.warmup([1])
+    assert auto._for_all is not None
+    auto.warmup([2])
+    assert auto._for_all is None
+    assert [auto(images(size)) for size in (1, 2)] == ["onnxruntime", "compile"]
+
+
+def test_what_failed_in_one_process_is_tried_again_by_the_next(choosing):
+    pytest.importorskip("triton", reason="choices are kept where the kernels keep theirs")
+    others = candidate("compile", 0.02), candidate("onnxruntime", 0.03)
+    with pytest.warns(FallbackWarning, match="without the openvino backend: no room"):
+        choosing(*others, candidate("openvino", 0.01, BackendUnavailableError("no room"))).warmup([1])
+    later = choosing(*others, candidate("openvino", 0.01))
+    later.warmup([1])
+    assert later(images(1)) == "openvino"
+
+
+def test_threads_count_as_they_are_when_it_is_measured(choosing, monkeypatch):
+    pytest.importorskip("triton", reason="choices are kept where the kernels keep theirs")
+    both = candidate("compile", 0.02), candidate("onnxruntime", 0.01)
+    auto = choosing(*both)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    auto.warmup([1])
+    later = choosing(*both)
+    later.warmup([1])
+    assert "as measured before" in later.explain()[0].why
+
+
+def test_without_a_place_for_choices_everything_goes_on_with_a_warning(choosing, monkeypatch):
+    dispatch = pytest.importorskip("unit_fast.kernels.dispatch", reason="the kernels need Triton")
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(dispatch, "cache_folder", homeless)
+    with pytest.warns(FallbackWarning, match="is not kept, and every process measures: Could not determine home"):
+        auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01))
+    auto.warmup([1])
+    assert auto(images(1)) == "onnxruntime"

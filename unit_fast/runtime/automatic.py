@@ -89,7 +89,8 @@ class Automatic:
         self._dropped: dict[str, str] = {}
         self._refused: set[Key] = set()
         self._choices: dict[int, Choice] = {}
-        self._for_all: Runner | None = None  # what was chosen for every batch size, while it takes all that comes
+        # What was chosen for every batch size, while it takes all that comes.
+        self._for_all: tuple[str, Runner] | None = None
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -102,12 +103,14 @@ class Automatic:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output."""
-        runner = self._for_all
-        if runner is not None:
+        alone = self._for_all
+        if alone is not None:
             try:
-                return runner(*args, **kwargs)
-            except _UNABLE as error:  # what follows tries it once more, and then others
-                _logger.info("what was chosen for all batch sizes fails: %s", error)
+                return alone[1](*args, **kwargs)
+            except (BackendUnavailableError, ParityError) as error:
+                self._drop(alone[0], error)
+            except DataError as error:  # what follows tries it once more, and then others
+                _logger.info("%s refuses this call: %s", alone[0], error)
         return self._by_choice(self._name_for(args, kwargs), "__call__", args, kwargs)
 
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
@@ -175,11 +178,14 @@ class Automatic:
             return choices[min(larger)].name if larger else self._first
         return choices[min(choices, key=lambda warmed: max(warmed, size) / max(1, min(warmed, size)))].name
 
-    def _alone(self) -> Runner | None:
+    def _alone(self) -> tuple[str, Runner] | None:
         """What runs every batch size. On a GPU none: sizes that were not warmed up run by what compiles nothing."""
         names = {choice.name for choice in self._choices.values()}
-        alone = len(names) == 1 and self._device.type != "cuda" and not self._refused
-        return self._made.get(names.pop()) if alone else None
+        if len(names) != 1 or self._device.type == "cuda" or self._refused or not names.isdisjoint(self._dropped):
+            return None
+        (name,) = names
+        runner = self._made.get(name)
+        return None if runner is None else (name, runner)
 
     def _by_choice(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``method`` of the named candidate returns, or that of the first that works."""
@@ -200,8 +206,9 @@ class Automatic:
                 refused = True
             else:
                 if refused:
-                    self._refused.add(_kind(args, kwargs))
-                    self._for_all = None
+                    with self._lock:
+                        self._refused.add(_kind(args, kwargs))
+                        self._for_all = None
                 return result
         raise AssertionError("the eager graph is its own reference")
 
@@ -250,7 +257,7 @@ class Automatic:
         return None if self._warmed(choice.name, size, monitor and choice.name == self._first) is None else choice
 
     def _measured(self, size: int, call: Call, monitor: bool) -> Choice:
-        """The fastest of those that run, and keep it for later processes."""
+        """The fastest of those that run; kept for later processes if all do: one may have failed only here and now."""
         running = {}
         for name in self._candidates:
             runner = self._warmed(name, size, monitor and name == self._first)
@@ -259,8 +266,8 @@ class Automatic:
         if len(running) < 2:
             return Choice(next(iter(running), "eager"), {})
         choice = self._measure(running, call)
-        if self._memory is not None:
-            self._memory.put(size, choice, dict(self._dropped))
+        if self._memory is not None and not self._dropped:
+            self._memory.put(size, choice)
         return choice
 
     def _measure(self, runners: Mapping[str, Runner], call: Call) -> Choice:

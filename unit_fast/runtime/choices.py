@@ -5,7 +5,10 @@ missing there are no kernels, and every process measures for itself.
 """
 
 import hashlib
+import logging
+import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,11 +17,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from unit_fast.errors import FallbackWarning
 from unit_fast.processor import processor
 from unit_fast.runtime.program import Program
 
 if TYPE_CHECKING:
     from unit_fast.kernels.dispatch import Record
+
+_RUNTIMES = (("onnxruntime", "onnxruntime-gpu"), ("openvino",))  # by the packages that they come in
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,31 +65,43 @@ class Memory:
         self._store = store
         bounds = program.bounds
         samples = [tuple(tensor.shape[1:]) for tensor in program.example.tensors()]
-        network = f"{bounds.fingerprint.sha256} {bounds.granularity} {program.dtype} of {samples}"
-        self._key = f"{network} by {', '.join(candidates)} of {_sources()} {_where(program.device)}"
+        self._network = f"{bounds.fingerprint.sha256} {bounds.granularity} {program.dtype} of {samples}"
+        self._candidates = ", ".join(candidates)
+        self._device = program.device
 
     def get(self, size: int) -> Choice | None:
         """What an earlier process chose for this batch size."""
-        record = self._store.get(f"{size} of {self._key}")
+        record = self._store.get(self._key(size))
         if record is None:
             return None
         return Choice(record.candidate, {name: 1e-6 * t for name, t in record.microseconds.items()}, remembered=True)
 
-    def put(self, size: int, choice: Choice, dropped: dict[str, str]) -> None:
-        """Keep what was chosen for this batch size, and why others were out."""
+    def put(self, size: int, choice: Choice) -> None:
+        """Keep what was chosen for this batch size among all candidates."""
         from unit_fast.kernels.dispatch import Record
 
         microseconds = {name: 1e6 * seconds for name, seconds in choice.seconds.items()}
-        self._store.put(f"{size} of {self._key}", Record(choice.name, microseconds, dropped))
+        self._store.put(self._key(size), Record(choice.name, microseconds))
+
+    def _key(self, size: int) -> str:
+        return f"{size} of {self._network} by {self._candidates} of {_sources()} {_where(self._device)}"
 
 
 def store_of(device: torch.device) -> Store | None:
-    """Where choices for ``device`` are kept; None without Triton."""
+    """Where choices for ``device`` are kept; None without Triton, and, with a warning, where there is no place."""
     try:
         from unit_fast.kernels.dispatch import Store, cache_folder, environment_of
-    except ImportError:
+
+        return Store(environment_of(device), cache_folder() / "networks")
+    except ModuleNotFoundError as error:
+        _logger.info("choices are not kept: %s", error)
         return None
-    return Store(environment_of(device), cache_folder() / "networks")
+    except Exception as error:  # noqa: BLE001 - a Triton that does not fit this torch, no home folder: all goes on
+        reason = str(error) or type(error).__name__
+        warnings.warn(
+            f"what auto chooses is not kept, and every process measures: {reason}", FallbackWarning, stacklevel=4
+        )
+        return None
 
 
 def _where(device: torch.device) -> str:
@@ -91,15 +110,16 @@ def _where(device: torch.device) -> str:
         from unit_fast.kernels.dispatch.dispatcher import policy_from_environment
 
         return f"with {policy_from_environment()} kernels"
-    runtimes = [f"{name} {_version(name)}" for name in ("onnxruntime", "openvino")]
+    runtimes = [f"{names[0]} {_version(names)}" for names in _RUNTIMES]
     return f"on {processor()} with {torch.get_num_threads()} threads and {' and '.join(runtimes)}"
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # it may be installed under another name, as for GPUs
-        return "unknown"
+def _version(names: Iterable[str]) -> str:
+    """That of the first package that is installed."""
+    for name in names:
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"
 
 
 @cache
@@ -107,7 +127,7 @@ def _sources() -> str:
     """Changes with every file that decides how a network runs, but for the kernels, which have a digest of theirs."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for folder in (".", "export", "fusion", "runtime", "kernels/dispatch"):
-        for path in sorted((package / folder).glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+    for pattern in ("*.py", "export/**/*.py", "fusion/**/*.py", "runtime/**/*.py", "kernels/dispatch/**/*.py"):
+        for path in sorted(package.glob(pattern)):
+            digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
