@@ -22,7 +22,7 @@ def open_onnx(path: Path) -> "onnx.ModelProto":
     except ImportError as error:
         raise BackendUnavailableError(f"{path} is read by onnx ({error}); install unit_fast[onnx]") from error
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; expected an ONNX model") from error
     except OSError as error:

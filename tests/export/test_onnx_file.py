@@ -43,7 +43,7 @@ def test_what_is_wrong_is_said_wherever_a_file_is_opened(bad_file, tmp_path, wro
         open_onnx,
         read_signature,
         lambda file: draw_graph(file, tmp_path / "picture.svg", []),
-        lambda file: optimize(file, tmp_path / "optimized.onnx"),
+        lambda file: optimize(file, tmp_path / "optimized.onnx", verify=True),
     ):
         with pytest.raises(DataError, match=message):
             opening(path)

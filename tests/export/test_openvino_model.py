@@ -64,6 +64,36 @@ def test_calls_one_after_the_other_share_one_request(relu: Path) -> None:
     assert model.outputs([np.ones((1, 3), np.float32)])[0].tolist() == [[1.0, 1.0, 1.0]]
 
 
+@pytest.fixture
+def weighted(tmp_path: Path) -> Path:
+    """Two matrices and a number: (x - y) · scale."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> g (float[n, 3] x, float[n, 3] y, float scale) => (float[n, 3] z) '
+        "{ d = Sub(x, y) z = Mul(d, scale) }"
+    )
+    onnx.save(model, tmp_path / "weighted.onnx")
+    return tmp_path / "weighted.onnx"
+
+
+def test_inputs_may_lie_in_any_way_and_none_is_left_from_the_call_before(weighted: Path) -> None:
+    model = OpenVinoModel(weighted)
+    values = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    scale = np.array(2.0, np.float32)
+    read_only = values[0].copy()
+    read_only.flags.writeable = False
+    fortran = np.asfortranarray(values[1])
+    for x, y in ((read_only, fortran), (values[0, ::2], values[1, ::2]), (values[0, :, ::-1], values[1][::-1])):
+        kept = x.copy(), y.copy()
+        (output,) = model.outputs([x, y, scale])
+        np.testing.assert_allclose(output.numpy(), (kept[0] - kept[1]) * 2, rtol=1e-6)
+        assert (x == kept[0]).all()
+        assert (y == kept[1]).all()
+    with pytest.raises(DataError, match="OpenVINO failed on inputs of shapes"):
+        model.outputs([values[0], values[1, :, :2], scale])
+    (output,) = model.outputs([values[1], values[0], np.array(-1.0, np.float32)])
+    np.testing.assert_allclose(output.numpy(), values[0] - values[1], rtol=1e-6)
+
+
 CTRL_C_AFTER = """
 import signal, sys, threading
 from unit_fast.export.openvino_model import OpenVinoModel

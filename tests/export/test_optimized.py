@@ -183,7 +183,7 @@ def test_a_file_that_computes_something_else_does_not_appear(tmp_path: Path, mon
 
 def test_what_cannot_be_optimised_is_refused(portable: Path) -> None:
     here = portable.with_name("here.onnx")
-    with pytest.raises(DataError, match=r"cannot read .*absent\.onnx"):
+    with pytest.raises(DataError, match=r"there is no file .*absent\.onnx"):
         optimize_onnx(portable.with_name("absent.onnx"), here)
     portable.with_name("text.onnx").write_text("no model")
     with pytest.raises(DataError, match="is no ONNX model"):
@@ -194,7 +194,7 @@ def test_what_cannot_be_optimised_is_refused(portable: Path) -> None:
     with pytest.raises(OutputError, match="is the file to be optimised"):
         optimize_onnx(portable, portable)
     portable.with_name("empty.onnx").write_bytes(b"")
-    with pytest.raises(DataError, match="ONNX Runtime cannot load it"):
+    with pytest.raises(DataError, match="is no ONNX model: it has no outputs"):
         optimize_onnx(portable.with_name("empty.onnx"), here)
     optimize_onnx(portable, here, verify=False)
     with pytest.raises(ExportError, match="was optimised already"):
