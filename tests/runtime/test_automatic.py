@@ -1,7 +1,6 @@
 """auto: the faster candidate per batch size, by a clock that the tests hold; what fails is dropped and said."""
 
 import itertools
-import sys
 import threading
 import time
 
@@ -9,84 +8,12 @@ import pytest
 import torch
 
 import unit_fast as uf
+from tests.runtime.candidates import CLOCK, candidate
 from tests.runtime.networks import OneConv, bounds_of, images, needs_compiler
 from unit_fast.errors import BackendUnavailableError, DataError, FallbackWarning, ParityError
-from unit_fast.runtime import automatic, backends, choices
+from unit_fast.runtime import backends
 from unit_fast.runtime.automatic import Automatic
-from unit_fast.runtime.calls import Call
 from unit_fast.runtime.eager import Eager
-from unit_fast.runtime.explain import SiteNote
-
-
-class Clock:
-    """Moves only when told to."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-CLOCK = Clock()
-
-
-def candidate(name, seconds, error=None, missing=None):
-    """A backend that takes ``seconds[batch]`` a call by the clock, and says its name."""
-
-    class Candidate:
-        def __init__(self, program):
-            self.program = program
-
-        @classmethod
-        def unavailable(cls, device, dtype):  # noqa: ARG003 - the protocol's
-            return missing
-
-        def __call__(self, x):
-            if error is not None:
-                raise error
-            CLOCK.now += seconds[len(x)] if isinstance(seconds, dict) else seconds
-            return name
-
-        def monitor(self, x):
-            return name, torch.zeros(len(x), 1)
-
-        def inspect(self, x):
-            return (*self.monitor(x), torch.zeros(len(x), 1))
-
-        def warmup(self, batch_sizes, monitor=False):  # noqa: ARG002 - the protocol's
-            for size in batch_sizes:
-                call = self.program.example.of_size(size)
-                self(*call.args)
-
-        def explain(self):
-            return [SiteNote(site, "all", name, "") for site in self.program.bounds]
-
-    return Candidate
-
-
-def made_program():
-    model = OneConv().eval()
-    fast = uf.sanitize(model, bounds_of(model, images(1)), images(1), backend="eager")
-    return automatic.Program(fast.graph_module, fast.bounds, Call.from_example(images(2)))
-
-
-@pytest.fixture(scope="module")
-def program():
-    return made_program()
-
-
-@pytest.fixture
-def choosing(monkeypatch, program):
-    def made(compile_, onnxruntime, openvino=None):
-        given = {"compile": compile_, "onnxruntime": onnxruntime, "openvino": openvino}
-        monkeypatch.setattr(
-            automatic, "CANDIDATES", {"cpu": {name: kind for name, kind in given.items() if kind is not None}}
-        )
-        monkeypatch.setattr(Automatic, "clock", CLOCK)
-        return Automatic(program)
-
-    return made
 
 
 def test_each_batch_size_gets_the_faster(choosing):
@@ -341,52 +268,6 @@ def test_real_candidates_agree_and_one_is_chosen():
     assert " ms against " in fast.explain()
 
 
-def test_on_the_cpu_the_next_process_makes_only_what_was_chosen(choosing):
-    pytest.importorskip("triton", reason="choices are kept where the kernels keep theirs")
-    choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01)).warmup([1])
-    later = choosing(candidate("compile", 0.0, error=AssertionError("made in vain")), candidate("onnxruntime", 0.01))
-    before = CLOCK.now
-    later.warmup([1])
-    assert CLOCK.now - before < 0.05
-    assert later(images(1)) == "onnxruntime"
-    assert "onnxruntime 10 ms against compile 20 ms, as measured before" in later.explain()[0].why
-
-
-@pytest.mark.parametrize("changed", ["threads", "processor", "version", "another candidate", "nothing"])
-def test_on_the_cpu_a_choice_is_for_what_it_was_measured_on(choosing, monkeypatch, changed):
-    pytest.importorskip("triton", reason="choices are kept where the kernels keep theirs")
-    before = candidate("compile", 0.02), candidate("onnxruntime", 0.01)
-    choosing(*before).warmup([1])
-    if changed == "threads":
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    elif changed == "processor":
-        monkeypatch.setattr(choices, "processor", lambda: "another one")
-    elif changed == "version":
-        monkeypatch.setattr(choices, "version", lambda name: f"{name} 99")
-    more = [candidate("openvino", 0.03)] if changed == "another candidate" else []
-    later = choosing(*before, *more)
-    later.warmup([1])
-    assert ("as measured before" in later.explain()[0].why) == (changed == "nothing")
-
-
-def test_without_triton_every_process_measures(choosing, monkeypatch):
-    monkeypatch.setitem(sys.modules, "unit_fast.kernels.dispatch", None)  # which makes its import an ImportError
-    for _ in range(2):
-        auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01))
-        auto.warmup([1])
-        assert auto(images(1)) == "onnxruntime"
-        assert "as measured before" not in auto.explain()[0].why
-
-
-def test_a_choice_that_was_made_between_given_candidates_is_not_kept(program, monkeypatch):
-    monkeypatch.setattr(Automatic, "clock", CLOCK)
-    given = {"onnxruntime": candidate("onnxruntime", 0.02), "openvino": candidate("openvino", 0.01)}
-    for _ in range(2):
-        auto = Automatic(program, given)
-        auto.warmup([1])
-        assert "as measured before" not in auto.explain()[0].why
-
-
 def test_a_choice_for_all_sizes_is_given_up_once_it_fails(choosing):
     class Failing(candidate("onnxruntime", 0.01)):
         def __call__(self, x):
@@ -417,37 +298,3 @@ def test_sizes_with_choices_of_their_own_have_none_for_all(choosing):
     auto.warmup([2])
     assert auto._for_all is None
     assert [auto(images(size)) for size in (1, 2)] == ["onnxruntime", "compile"]
-
-
-def test_what_failed_in_one_process_is_tried_again_by_the_next(choosing):
-    pytest.importorskip("triton", reason="choices are kept where the kernels keep theirs")
-    others = candidate("compile", 0.02), candidate("onnxruntime", 0.03)
-    with pytest.warns(FallbackWarning, match="without the openvino backend: no room"):
-        choosing(*others, candidate("openvino", 0.01, BackendUnavailableError("no room"))).warmup([1])
-    later = choosing(*others, candidate("openvino", 0.01))
-    later.warmup([1])
-    assert later(images(1)) == "openvino"
-
-
-def test_threads_count_as_they_are_when_it_is_measured(choosing, monkeypatch):
-    pytest.importorskip("triton", reason="choices are kept where the kernels keep theirs")
-    both = candidate("compile", 0.02), candidate("onnxruntime", 0.01)
-    auto = choosing(*both)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    auto.warmup([1])
-    later = choosing(*both)
-    later.warmup([1])
-    assert "as measured before" in later.explain()[0].why
-
-
-def test_without_a_place_for_choices_everything_goes_on_with_a_warning(choosing, monkeypatch):
-    dispatch = pytest.importorskip("unit_fast.kernels.dispatch", reason="the kernels need Triton")
-
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(dispatch, "cache_folder", homeless)
-    with pytest.warns(FallbackWarning, match="is not kept, and every process measures: Could not determine home"):
-        auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01))
-    auto.warmup([1])
-    assert auto(images(1)) == "onnxruntime"

@@ -3,17 +3,12 @@
 import pytest
 import torch
 
+from tests.runtime.candidates import CLOCK, candidate
 from tests.runtime.networks import images
-from tests.runtime.test_automatic import CLOCK, candidate, made_program
 from unit_fast.errors import FallbackWarning, ParityError
 from unit_fast.runtime import automatic, backends
 from unit_fast.runtime.automatic import Automatic
 from unit_fast.runtime.fused import Fused
-
-
-@pytest.fixture(scope="module")
-def program():
-    return made_program()
 
 
 def counting_only(name, seconds):

@@ -5,7 +5,6 @@ missing there are no kernels, and every process measures for itself.
 """
 
 import hashlib
-import logging
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from unit_fast.kernels.dispatch import Record
 
 _RUNTIMES = (("onnxruntime", "onnxruntime-gpu"), ("openvino",))  # by the packages that they come in
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,9 @@ def store_of(device: torch.device) -> Store | None:
         from unit_fast.kernels.dispatch import Store, cache_folder, environment_of
 
         return Store(environment_of(device), cache_folder() / "networks")
-    except ModuleNotFoundError as error:
-        _logger.info("choices are not kept: %s", error)
-        return None
     except Exception as error:  # noqa: BLE001 - a Triton that does not fit this torch, no home folder: all goes on
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "triton":
+            return None
         reason = str(error) or type(error).__name__
         warnings.warn(
             f"what auto chooses is not kept, and every process measures: {reason}", FallbackWarning, stacklevel=4
