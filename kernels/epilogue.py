@@ -16,7 +16,7 @@ import triton.language as tl
 def activate(v, ACT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr):
     """The activation ACT of v (float32). Comparisons are written so that NaN stays NaN."""
     if ACT == "relu":
-        v = tl.where(v < 0, 0.0, v)
+        v = tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == "hardtanh":  # ALPHA ≤ v ≤ BETA; relu6 too
         v = tl.where(v < ALPHA, ALPHA, v)
         v = tl.where(v > BETA, BETA, v)

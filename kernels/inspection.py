@@ -183,7 +183,8 @@ def _depthwise_case(config: DepthwiseConfig, dtype: str) -> Case:
 
 def _pooling_case(dtype: str) -> Case:
     arguments: dict[str, Any] = {"MULTIPLE_C": 16 // ITEM_SIZE[dtype], "BLOCK_M": TILE // 64, "BLOCK_C": 64, **GEOMETRY}
-    arguments |= {"BOUND": "neuron", "ACT": "relu", "ALPHA": 0.0, "BETA": 0.0}
+    arguments |= {"BOUND": "neuron", "ACT": "relu", "ALPHA": 0.0, "BETA": 0.0, "LAST": False}
+    arguments["IMAGES"] = pooling.MOST_IMAGES
     name = f"{TILE // 64}x64 w4"
     return Case("max pool", name, "neuron", dtype, pooling._max_pool2d_kernel, arguments, num_warps=4)
 

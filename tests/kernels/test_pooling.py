@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unit_fast.kernels import pooling
 from unit_fast.kernels.checks import check_max_pool2d
+from unit_fast.kernels.configs import activation_constants
 from unit_fast.kernels.layout import pack_bound
-from unit_fast.kernels.pooling import max_pool2d
-from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, max_pool2d_ref
+from unit_fast.kernels.pooling import images_a_program, keeps_order, max_pool2d
+from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, activate_ref, max_pool2d_ref
 
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if torch.cuda.is_available() else [])]
 
@@ -40,6 +42,54 @@ def test_an_epilogue_on_every_value_that_is_read(act, bound, randn, agree):
     bias, limit = randn((24,), torch.float16, 1), pack_bound(randn(bound, torch.float16, 2).abs())
     arguments = (x, bias, limit, (3, 3), (2, 2), (1, 1), (1, 1), False, act)
     agree(max_pool2d(*arguments), max_pool2d_ref, *arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [4, 7, 9], ids=["whole groups", "a group left over", "more than a group"])
+def test_bounds_are_read_once_for_several_images(batch, dtype, randn, agree, monkeypatch):
+    monkeypatch.setattr(pooling, "ENOUGH_PROGRAMS", 1)
+    x = randn((batch, 24, 9, 8), dtype, 0).contiguous(memory_format=torch.channels_last)
+    bias, bound = randn((24,), dtype, 1), pack_bound(randn((24, 9, 8), dtype, 2))
+    arguments = (x, bias, bound, (3, 3), (2, 2), (1, 1), (1, 1), False, "silu")
+    agree(max_pool2d(*arguments), max_pool2d_ref, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "batch", "taps", "images"),
+    [
+        pytest.param(196, 256, 9, 8, id="many"),
+        pytest.param(196, 32, 9, 2, id="some"),
+        pytest.param(196, 1, 9, 1, id="few programs"),
+        pytest.param(196, 256, 25, 1, id="more bounds than registers"),
+    ],
+)
+def test_images_a_program(tiles, batch, taps, images):
+    assert images_a_program(tiles, batch, taps) == images
+
+
+@given(
+    act=st.sampled_from(sorted(ACTIVATION_DEFAULTS)),
+    alpha=st.floats(-2, 2),
+    values=st.tuples(st.floats(-5, 5), st.floats(-5, 5)),
+)
+def test_what_keeps_order_does(act, alpha, values):
+    name, default, _ = activation_constants(act, ())
+    args = (alpha,) if act in ("leaky_relu", "elu") else ()
+    if keeps_order(name, alpha if args else default):
+        low, high = (activate_ref(torch.tensor(value), act, args) for value in sorted(values))
+        assert low <= high
+
+
+@pytest.mark.parametrize("act", ["relu", "elu", "gelu"])
+@pytest.mark.parametrize("bound", [None, (4, 1, 1), (4, 2, 2)], ids=["no bound", "channel", "neuron"])
+def test_a_window_that_reads_nothing_is_as_torch_has_it(bound, act, device):
+    """Dilated windows can have all of their taps in the padding."""
+    x = torch.zeros(2, 4, 2, 2, device=device).contiguous(memory_format=torch.channels_last)
+    limit = None if bound is None else torch.ones(bound, device=device)
+    window = ((2, 2), (1, 1), (1, 1), (3, 3))
+    expected = max_pool2d_ref(x, None, limit, *window, False, act)
+    assert expected.isinf().any()
+    assert torch.equal(max_pool2d(x, None, limit, *window, False, act), expected)
 
 
 def test_nan_and_infinities_are_torch_s(device):
