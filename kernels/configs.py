@@ -102,13 +102,17 @@ LINEAR: dict[int, tuple[MatmulConfig, ...]] = {
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 16, 64, 128, num_warps=4, num_stages=4, float32=False),
+        # Two programs side by side, so that one finishes and stores its tile while the other multiplies.
+        MatmulConfig("tma", 128, 128, 64, num_warps=4, num_stages=3, subtiles=4, float32=False),
         MatmulConfig("pointer", 16, 32, 128, num_warps=4, num_stages=4, float32=False),
         MatmulConfig("pointer", 16, 64, 64, num_warps=4, num_stages=4),
         # For short sums, where memory is the limit: little shared memory, so that many programs run side by side.
+        MatmulConfig("tma", 128, 32, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 128, 128, 64, num_warps=8, num_stages=2, subtiles=2, float32=False),
         MatmulConfig("pointer", 64, 128, 64, num_warps=8, num_stages=2, prefetch=True, float32=False),
         MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
+        MatmulConfig("pointer", 128, 32, 64, num_warps=4, num_stages=3),
     ),
 }
 # Triton 3.6 spills in the TMA tile of 64×128 on sm_100, Triton 3.9 does not.
@@ -118,6 +122,7 @@ LINEAR[100] = tuple(c for c in LINEAR[90] if (c.loader, c.block_m, c.block_n) !=
 def architecture(capability: int) -> int:
     """The column of the tables for a compute capability (major·10 + minor): the newest that is not newer."""
     return max((a for a in LINEAR if a <= capability), default=80)
+        MatmulConfig("pointer", 128, 32, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
 
 
 SHORT = 4
@@ -202,6 +207,26 @@ class DepthwiseConfig:
     num_warps: int = 4
 
     def __str__(self) -> str:
+# Sums of a few hundred products over an image that was packed for it, most often to 32 or 64 channels.
+STEM: dict[int, tuple[MatmulConfig, ...]] = {
+    80: (
+        MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4, subtiles=2, float32=False),
+        MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3),
+        MatmulConfig("pointer", 64, 64, 32, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 64, 32, 32, num_warps=4, num_stages=4),
+    ),
+    90: (
+        MatmulConfig("pointer", 128, 128, 64, num_warps=8, num_stages=3, subtiles=2, float32=False),
+        MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=3, subtiles=2, float32=False),
+        MatmulConfig("pointer", 128, 64, 32, num_warps=4, num_stages=4, subtiles=2, float32=False),
+        MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3),
+        MatmulConfig("pointer", 64, 64, 32, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 128, 32, 32, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 64, 32, 32, num_warps=4, num_stages=4),
+    ),
+}
+STEM[100] = STEM[90]
+
         """As the tables of docs/kernels.md name it."""
         return f"depthwise {self.block_m}x{self.block_c} strip {self.strip} w{self.num_warps}"
 
@@ -209,13 +234,12 @@ class DepthwiseConfig:
 def depthwise_configs(channels: int, width: int) -> tuple[DepthwiseConfig, ...]:
     """What is worth timing for maps of ``width`` outputs a row, the likeliest best first.
 
-    As many channels as there are, up to 64 (one 128-byte line of half precision), and 8 elements a thread. Long strips
-    read and convert each input and weight less often, short ones and few warps spread small maps over more programs.
+    As many channels as there are, up to 64 (one 128-byte line of half precision). Long strips read and convert each
+    input and weight less often, short ones spread small maps over more programs; 8 elements a thread take fewer
+    instructions, 4 so few registers that twice as many warps hide each other's waiting.
     """
     block_c = min(64, next_power_of_two(channels))
     strips: tuple[Literal[1, 2, 4], ...] = (4, 2, 1) if width >= 4 else (2, 1) if width >= 2 else (1,)
     return tuple(
-        DepthwiseConfig(max(1, warps * TILE // 4 // block_c), block_c, strip, warps)
-        for warps in (4, 1)
-        for strip in strips
+        DepthwiseConfig(max(1, elements * 128 // block_c), block_c, strip) for elements in (8, 4) for strip in strips
     )

@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from unit_fast.kernels import backward, depthwise, implicit_gemm, linear, pointwise, pooling
+from unit_fast.kernels import backward, depthwise, implicit_gemm, linear, pointwise, pooling, stem
 from unit_fast.kernels.configs import (
     CONV2D,
     LINEAR,
@@ -123,8 +123,10 @@ def cases(
         for config in _kept(CONV2D[architecture], dtype, largest):
             yield _conv2d_case("conv2d", config, dtype)
             if config.loader == "pointer":
-                yield _conv2d_case("conv2d stem", config, dtype)
-        for strip in depthwise_configs(64, 56)[:3]:
+                yield _conv2d_case("conv2d flat", config, dtype)
+        for config in _kept(STEM[architecture], dtype, largest):
+            yield _stem_case(config, dtype)
+        for strip in depthwise_configs(64, 56):
             yield _depthwise_case(strip, dtype)
         yield _pooling_case(dtype)
         yield from _pointwise_cases(dtype)
@@ -175,11 +177,22 @@ def _conv2d_case(kernel: str, config: MatmulConfig, dtype: str) -> Case:
 def _depthwise_case(config: DepthwiseConfig, dtype: str) -> Case:
     epilogue = "residual+neuron"
     arguments: dict[str, Any] = {"count_ptr": None, "ALPHA": 0.0, "BETA": 0.0, "MULTIPLE_C": 16 // ITEM_SIZE[dtype]}
+def _stem_case(config: MatmulConfig, dtype: str) -> Case:
+    """The 7×7 of stride 2 over three channels that many networks begin with."""
+    epilogue, block_k = "residual+neuron", config.k_of(ITEM_SIZE[dtype])
+    arguments = matmul_arguments(config, dtype) | EPILOGUES[epilogue] | GEOMETRY
+    arguments |= {"STRIDE_H": 2, "STRIDE_W": 2, "R": 7, "S": 7, "PIXEL": 4, "SPAN": stem.span_of(3, 7)}
+    arguments |= {"K": -(-7 * arguments["SPAN"] // block_k) * block_k, "MULTIPLE_W": 1}
+    name = str(config)
+    return Case("stem", name, epilogue, dtype, stem._stem_kernel, arguments, config.num_warps, config.num_stages)
+
+
     arguments |= EPILOGUES[epilogue] | GEOMETRY
     arguments |= {"BLOCK_M": config.block_m, "BLOCK_C": config.block_c, "STRIP": config.strip}
     name = str(config).removeprefix("depthwise ")
     return Case("depthwise", name, epilogue, dtype, depthwise._depthwise_kernel, arguments, config.num_warps)
 
+    del arguments["R"]  # passed at run time
 
 def _pooling_case(dtype: str) -> Case:
     arguments: dict[str, Any] = {"MULTIPLE_C": 16 // ITEM_SIZE[dtype], "BLOCK_M": TILE // 64, "BLOCK_C": 64, **GEOMETRY}
