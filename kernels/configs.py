@@ -45,6 +45,10 @@ def pointwise_config(rows: int, positions: int) -> PointwiseConfig:
     return PointwiseConfig(block_r, block_s, loops=4 if tiles >= 4 * 2048 else 1)
 
 
+SHARED = 227 * 1024
+"""Bytes of shared memory that programs of a multiprocessor have, where there is TMA (sm_90, sm_100)."""
+
+
 @dataclass(frozen=True)
 class MatmulConfig:
     """A tile of the matrix kernels: BLOCK_M rows × BLOCK_N channels, BLOCK_K of the sum a step.
@@ -70,6 +74,11 @@ class MatmulConfig:
         """BLOCK_K for elements of ``itemsize`` bytes."""
         return self.block_k * 2 // itemsize
 
+    def side_by_side(self) -> int:
+        """Programs of this tile that the shared memory of a multiprocessor holds: its stages and 16 KiB each."""
+        stage = (self.block_m + self.block_n) * self.block_k * 2
+        return max(1, SHARED // (self.num_stages * stage + 16 * 1024))
+
     def patch(self) -> tuple[int, int]:
         """The height and width of the part of a map that BLOCK_M rows are, where a convolution loads by TMA."""
         return 8, self.block_m // 8
@@ -93,26 +102,27 @@ LINEAR: dict[int, tuple[MatmulConfig, ...]] = {
     90: (
         MatmulConfig("tma", 128, 256, 64, num_warps=8, num_stages=3, subtiles=4, float32=False),
         MatmulConfig("tma", 128, 128, 64, num_warps=8, num_stages=4, subtiles=2),
+        # Two programs side by side, so that one finishes and stores its tile while the other multiplies.
+        MatmulConfig("tma", 128, 128, 64, num_warps=4, num_stages=3, subtiles=4, float32=False),
         MatmulConfig("tma", 128, 64, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("tma", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("tma", 64, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("tma", 128, 32, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 128, 128, 64, num_warps=8, num_stages=3, subtiles=2),
         MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("pointer", 64, 128, 64, num_warps=4, num_stages=4, subtiles=2),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=4),
+        MatmulConfig("pointer", 128, 32, 64, num_warps=4, num_stages=3),
         MatmulConfig("pointer", 32, 64, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 16, 64, 128, num_warps=4, num_stages=4, float32=False),
-        # Two programs side by side, so that one finishes and stores its tile while the other multiplies.
-        MatmulConfig("tma", 128, 128, 64, num_warps=4, num_stages=3, subtiles=4, float32=False),
         MatmulConfig("pointer", 16, 32, 128, num_warps=4, num_stages=4, float32=False),
         MatmulConfig("pointer", 16, 64, 64, num_warps=4, num_stages=4),
         # For short sums, where memory is the limit: little shared memory, so that many programs run side by side.
-        MatmulConfig("tma", 128, 32, 64, num_warps=4, num_stages=4),
         MatmulConfig("pointer", 128, 128, 64, num_warps=8, num_stages=2, subtiles=2, float32=False),
         MatmulConfig("pointer", 64, 128, 64, num_warps=8, num_stages=2, prefetch=True, float32=False),
         MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
-        MatmulConfig("pointer", 128, 32, 64, num_warps=4, num_stages=3),
+        MatmulConfig("pointer", 128, 32, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
     ),
 }
 # Triton 3.6 spills in the TMA tile of 64×128 on sm_100, Triton 3.9 does not.
@@ -122,7 +132,6 @@ LINEAR[100] = tuple(c for c in LINEAR[90] if (c.loader, c.block_m, c.block_n) !=
 def architecture(capability: int) -> int:
     """The column of the tables for a compute capability (major·10 + minor): the newest that is not newer."""
     return max((a for a in LINEAR if a <= capability), default=80)
-        MatmulConfig("pointer", 128, 32, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
 
 
 SHORT = 4
@@ -135,7 +144,8 @@ def fitting(
     """The configurations worth timing for M×N outputs of sums over K, the likeliest best first.
 
     Left out: loaders that cannot address the operands, tiles that would spill with elements of ``itemsize`` bytes,
-    tiles of which more than half would lie outside, and those for short sums where the sum is long.
+    tiles of which more than half would lie outside, tall and narrow ones where those of 64 columns would be more than
+    half full, and those for short sums where the sum is long.
 
     Args:
         table: of the architecture.
@@ -150,6 +160,7 @@ def fitting(
     usable = [c for c in table if c.loader in loaders and (c.float32 or itemsize < 4)]
     usable = [c for c in usable if c.num_stages > 2 or k <= SHORT * c.k_of(itemsize)]
     kept = [c for c in usable if c.block_m < 2 * max(m, 16) and c.block_n < 2 * max(n, 64)]
+    kept = [c for c in kept if c.block_n > 32 or c.block_m < 128 or 0 < n % 64 <= 32]
     return tuple(sorted(kept or usable[-1:], key=lambda config: _expected_cost(config, m, n, k, programs)))
 
 

@@ -2,7 +2,8 @@
 
 out[M, N] = epilogue(x[M, K] · weight[N, K]ᵀ). A 1×1 convolution over NHWC is the same with M = N·P·Q; where it strides,
 rows of the output are mapped to rows of the input. Two loaders share the tile order and the epilogue: TMA descriptors
-with persistent programs (sm_90 and later), and pointers (everywhere, and whatever TMA cannot address).
+with persistent programs (sm_90 and later), and pointers (everywhere, and whatever TMA cannot address). Several programs
+of small tiles share a multiprocessor: one finishes its tile while another multiplies.
 """
 # A kernel's arguments are Triton's own types, which have no annotations.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -19,7 +20,14 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from unit_fast.kernels.checks import check_linear
-from unit_fast.kernels.configs import LINEAR, MatmulConfig, activation_constants, architecture, fitting
+from unit_fast.kernels.configs import (
+    LINEAR,
+    MatmulConfig,
+    activation_constants,
+    architecture,
+    fitting,
+    next_power_of_two,
+)
 from unit_fast.kernels.epilogue import load_bound, load_residual, store_block, store_tile
 from unit_fast.kernels.launch import (
     capability_of,
@@ -148,7 +156,7 @@ def _linear_tma_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     SUBTILES: tl.constexpr,
-    PROGRAMS: tl.constexpr,  # one a multiprocessor
+    PROGRAMS: tl.constexpr,  # as many as run at once
 ):
     N = N // MULTIPLE_N * MULTIPLE_N
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
@@ -220,7 +228,7 @@ def multiply_rows(
             f"unit_fast.kernels: {config} cannot load x {tuple(x.shape)} and weight {tuple(weight.shape)}: TMA needs "
             "compute capability 9.0, rows that are a multiple of 16 bytes, and no stride; take a pointer configuration"
         )
-    block_k = config.k_of(x.element_size())
+    block_k = min(config.k_of(x.element_size()), max(16, next_power_of_two(k)))
     operands = (out, tail.bias, tail.residual, tail.bound.values, tail.counts, m, n, k, tail.sample_rows)
     constants = matmul_constants(config, tail, n, x, precision)
     constants |= {"BLOCK_M": config.block_m, "BLOCK_K": block_k, "GROUP_M": config.group_m}
@@ -230,6 +238,7 @@ def multiply_rows(
             # Few tiles or many, the step is the same: one compilation serves all.
             x_desc = TensorDescriptor(x, [m, k], [k, 1], [config.block_m, block_k])
             weight_desc = TensorDescriptor(weight, [n, k], [k, 1], [config.block_n, block_k])
+            programs *= config.side_by_side()
             _linear_tma_kernel[(min(programs, tiles),)](x_desc, weight_desc, *operands, PROGRAMS=programs, **constants)
         else:
             _linear_pointer_kernel[(tiles,)](
