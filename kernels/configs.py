@@ -207,17 +207,6 @@ CONV2D: dict[int, tuple[MatmulConfig, ...]] = {
 }
 CONV2D[100] = CONV2D[90]
 
-
-@dataclass(frozen=True)
-class DepthwiseConfig:
-    """A tile of the depthwise kernel: BLOCK_M strips of ``strip`` neighbouring outputs in a row × BLOCK_C channels."""
-
-    block_m: int
-    block_c: int
-    strip: Literal[1, 2, 4]
-    num_warps: int = 4
-
-    def __str__(self) -> str:
 # Sums of a few hundred products over an image that was packed for it, most often to 32 or 64 channels.
 STEM: dict[int, tuple[MatmulConfig, ...]] = {
     80: (
@@ -238,6 +227,17 @@ STEM: dict[int, tuple[MatmulConfig, ...]] = {
 }
 STEM[100] = STEM[90]
 
+
+@dataclass(frozen=True)
+class DepthwiseConfig:
+    """A tile of the depthwise kernel: BLOCK_M strips of ``strip`` neighbouring outputs in a row × BLOCK_C channels."""
+
+    block_m: int
+    block_c: int
+    strip: Literal[1, 2, 4]
+    num_warps: int = 4
+
+    def __str__(self) -> str:
         """As the tables of docs/kernels.md name it."""
         return f"depthwise {self.block_m}x{self.block_c} strip {self.strip} w{self.num_warps}"
 

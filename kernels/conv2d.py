@@ -1,7 +1,8 @@
 """``conv2d`` by the Triton kernels: which of them a convolution goes to, and its operands in their layout.
 
-1×1 convolutions without padding are plain products and go to ``linear``; others to ``implicit_gemm``, depthwise ones to
-``depthwise``; those with other groups take torch's convolution and the pointwise epilogue.
+1×1 convolutions without padding are plain products and go to ``linear``; images of very few channels to ``stem``, other
+ones to ``implicit_gemm``; depthwise convolutions to ``depthwise``; those with other groups take torch's convolution and
+the pointwise epilogue.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from unit_fast.kernels.layout import ConvGeometry, Tail, check_counts, check_ker
 from unit_fast.kernels.linear import UNSTRIDED, Strided, multiply_rows
 from unit_fast.kernels.pointwise import epilogue
 from unit_fast.kernels.reference import memory_format_of
+from unit_fast.kernels.stem import is_stem, stem_product
 
 
 def conv2d_then_epilogue(
@@ -60,8 +62,8 @@ def conv2d(
     """``ops.conv2d`` by the Triton kernels; same arguments, values and errors. ``counts`` needs a bound.
 
     Operands are used where they lie if x, weight and residual are channels_last and bound and a depthwise weight are
-    packed (``layout.pack_bound``, ``layout.pack_weight``); others are copied. Up to 16 half-precision or 8 float32
-    channels are padded, which copies x.
+    packed (``layout.pack_bound``, ``layout.pack_weight``); others are copied. So is an x of fewer than 16 bytes a pixel
+    (unless it is cut into patches), and one of fewer than 32 whose channels are no power of two.
     """
     batch, n, p, q = check_conv2d(x, weight, bias, residual, bound, stride, padding, dilation, groups, act, act_args)
     check_kernel_operands("conv2d", x, (n, p, q))
@@ -75,8 +77,10 @@ def conv2d(
     geometry = ConvGeometry(kernel, _pair(stride), _pair(padding), _pair(dilation), p, q)
     if out.numel() == 0:
         return out.contiguous(memory_format=layout)
-    x = x.contiguous(memory_format=nhwc)
     is_depthwise = groups == x.shape[1] == n and groups > 1
+    by_rows = kernel == (1, 1) and geometry.padding == (0, 0)
+    stem = is_stem(x.shape[1], x.element_size()) and groups == 1 and not by_rows
+    x = x if stem else x.contiguous(memory_format=nhwc)  # a stem is read in any layout, once
     if groups > 1 and not is_depthwise:
         out = conv2d_then_epilogue(x, weight, bias, residual, bound, geometry, groups, act, act_args, counts)
         return out.contiguous(memory_format=layout)
@@ -90,13 +94,15 @@ def conv2d(
         return out.contiguous(memory_format=layout)
     weight = weight.contiguous(memory_format=nhwc)
     tile = config if isinstance(config, MatmulConfig) else None
-    if kernel == (1, 1) and geometry.padding == (0, 0):
+    if by_rows:
         rows, matrix = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), weight.reshape(n, -1)
         strided = UNSTRIDED
         if geometry.stride != (1, 1):
             strided = Strided(geometry.stride, q, x.shape[3], x.shape[2] * x.shape[3])
         precision = dot_precision(x, convolution=True)
         multiply_rows(rows, matrix, out, batch * p * q, tail, strided, precision, tile)
+    elif stem:
+        stem_product(x, weight, out, geometry, tail, tile)
     else:
         implicit_product(x, weight, out, geometry, tail, tile)
     return out.contiguous(memory_format=layout)

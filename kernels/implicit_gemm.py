@@ -3,8 +3,8 @@
 M = N·P·Q output positions, N = output channels, K = R·S·C. One flat loop runs over K (a loop unrolled by taps loses its
 pipelining: no cp.async is left), taps innermost, so that neighbouring steps read overlapping parts of the image from
 cache. Two loaders: pointers, and, for stride 1 on sm_90 and later, a TMA descriptor of the image, whose blocks are
-patches of the map at signed coordinates, so that padding costs nothing. Images of few channels (the stem) are padded to
-16 bytes a pixel and walk K without regard to taps.
+patches of the map at signed coordinates, so that padding costs nothing. Images of few channels walk K without regard to
+taps; of fewer still, ``stem`` takes them.
 """
 # A kernel's arguments are Triton's own types, which have no annotations.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -201,8 +201,8 @@ def implicit_product(
     """Fill ``out`` with the epilogue of a convolution without groups."""
     vector = 16 // x.element_size()
     flat = x.shape[1] <= 2 * vector
-    if flat:  # whole vectors a pixel, and a power of two, so that taps and channels are shifts and masks of k
-        missing = max(vector, next_power_of_two(x.shape[1])) - x.shape[1]
+    missing = next_power_of_two(x.shape[1]) - x.shape[1]
+    if flat and missing:  # a power of two, so that taps and channels are shifts and masks of k
         x = F.pad(x, (0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
         weight = F.pad(weight, (0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape

@@ -27,6 +27,7 @@ from unit_fast.kernels import backward, depthwise, implicit_gemm, linear, pointw
 from unit_fast.kernels.configs import (
     CONV2D,
     LINEAR,
+    STEM,
     TILE,
     DepthwiseConfig,
     MatmulConfig,
@@ -157,7 +158,7 @@ def _linear_case(config: MatmulConfig, dtype: str, epilogue: str) -> Case:
 
 def _conv2d_case(kernel: str, config: MatmulConfig, dtype: str) -> Case:
     vector = 16 // ITEM_SIZE[dtype]
-    flat, size = (vector, 7) if kernel == "conv2d stem" else (0, 3)
+    flat = vector if kernel == "conv2d flat" else 0
     arguments = matmul_arguments(config, dtype) | EPILOGUES["residual+neuron"] | GEOMETRY
     function, epilogue = implicit_gemm._conv2d_kernel, "residual+neuron"
     if config.loader == "tma":
@@ -170,13 +171,12 @@ def _conv2d_case(kernel: str, config: MatmulConfig, dtype: str) -> Case:
         }
         function = implicit_gemm._conv2d_tma_kernel
     else:
-        arguments |= {"R": size, "S": size, "FLAT_C": flat, "EVEN_C": False, "MULTIPLE_C": vector}
+        arguments |= {"FLAT_C": flat, "EVEN_C": False, "MULTIPLE_C": vector}
+        if flat:
+            arguments |= {"R": 7, "S": 7}
     return Case(kernel, str(config), epilogue, dtype, function, arguments, config.num_warps, config.num_stages)
 
 
-def _depthwise_case(config: DepthwiseConfig, dtype: str) -> Case:
-    epilogue = "residual+neuron"
-    arguments: dict[str, Any] = {"count_ptr": None, "ALPHA": 0.0, "BETA": 0.0, "MULTIPLE_C": 16 // ITEM_SIZE[dtype]}
 def _stem_case(config: MatmulConfig, dtype: str) -> Case:
     """The 7×7 of stride 2 over three channels that many networks begin with."""
     epilogue, block_k = "residual+neuron", config.k_of(ITEM_SIZE[dtype])
@@ -187,12 +187,15 @@ def _stem_case(config: MatmulConfig, dtype: str) -> Case:
     return Case("stem", name, epilogue, dtype, stem._stem_kernel, arguments, config.num_warps, config.num_stages)
 
 
+def _depthwise_case(config: DepthwiseConfig, dtype: str) -> Case:
+    epilogue = "residual+neuron"
+    arguments: dict[str, Any] = {"count_ptr": None, "ALPHA": 0.0, "BETA": 0.0, "MULTIPLE_C": 16 // ITEM_SIZE[dtype]}
     arguments |= EPILOGUES[epilogue] | GEOMETRY
     arguments |= {"BLOCK_M": config.block_m, "BLOCK_C": config.block_c, "STRIP": config.strip}
+    del arguments["R"]  # passed at run time
     name = str(config).removeprefix("depthwise ")
     return Case("depthwise", name, epilogue, dtype, depthwise._depthwise_kernel, arguments, config.num_warps)
 
-    del arguments["R"]  # passed at run time
 
 def _pooling_case(dtype: str) -> Case:
     arguments: dict[str, Any] = {"MULTIPLE_C": 16 // ITEM_SIZE[dtype], "BLOCK_M": TILE // 64, "BLOCK_C": 64, **GEOMETRY}

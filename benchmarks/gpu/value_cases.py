@@ -8,6 +8,7 @@ from typing import Literal
 from unit_fast.kernels.configs import (
     CONV2D,
     LINEAR,
+    STEM,
     DepthwiseConfig,
     MatmulConfig,
     PointwiseConfig,
@@ -123,6 +124,8 @@ def _groups(architecture: int, dtype: Dtype) -> Iterator[list[ValueCase]]:
     yield from (list(_linear(config, dtype)) for config in usable)
     usable = [c for c in CONV2D[architecture] if c.float32 or ITEM_SIZE[dtype] == 2]
     yield from (list(_conv2d(config, dtype)) for config in usable)
+    usable = [c for c in STEM[architecture] if c.float32 or ITEM_SIZE[dtype] == 2]
+    yield from (list(_stem(config, dtype)) for config in usable)
     yield from (_depthwise(place, dtype) for place in range(len(depthwise_configs(64, 56))))
     if dtype == "tf32":  # no products below
         return
@@ -134,10 +137,10 @@ def _groups(architecture: int, dtype: Dtype) -> Iterator[list[ValueCase]]:
             ((3, 64, 29, 31), (3, 3), (2, 2), (1, 1)),
             ((2, 70, 56, 56), (2, 2), (2, 2), (0, 0)),
             ((2, 24, 9, 7), (5, 3), (1, 2), (2, 1)),
+            ((131, 64, 56, 55), (3, 3), (2, 2), (1, 1)),  # several images a program, and one left over
         )
         for bound, bias, act in KINDS_POOLED
     ]
-            ((131, 64, 56, 55), (3, 3), (2, 2), (1, 1)),  # several images a program, and one left over
     yield [
         ValueCase("clamp_bound_backward", dtype, None, x, bound=bound, bias=False, act="identity")
         for x in ((64, 24, 14, 14), (3000, 5), (7, 1030), (5, 3, 7, 5))
@@ -169,9 +172,18 @@ def _conv2d(config: MatmulConfig, dtype: Dtype) -> Iterator[ValueCase]:
     yield ValueCase("conv2d", dtype, config, (2, 4 * k, 7, 7), (2 * n, 4 * k, 3, 3), padding=same)  # a long sum
     yield ValueCase("conv2d", dtype, config, (2, k, 16, 16), (n, k, 3, 3), padding=(2, 2), dilation=(2, 2))
     if config.loader == "pointer":
-        yield ValueCase("conv2d", dtype, config, (2, 3, 37, 35), (n, 3, 7, 7), stride=(2, 2), padding=(3, 3))
+        flat = 16 // ITEM_SIZE[dtype]  # channels of a pixel of 16 bytes
+        yield ValueCase("conv2d", dtype, config, (2, flat, 37, 35), (n, flat, 7, 7), stride=(2, 2), padding=(3, 3))
         yield ValueCase("conv2d", dtype, config, (2, 40, 15, 14), (n + 8, 40, 3, 3), stride=(2, 2), padding=same)
         yield ValueCase("conv2d", dtype, config, (2, 37, 9, 8), (10, 37, 3, 3), padding=same)
+
+
+def _stem(config: MatmulConfig, dtype: Dtype) -> Iterator[ValueCase]:
+    n = config.block_n
+    yield ValueCase("conv2d", dtype, config, (2, 3, 37, 35), (n + 8, 3, 7, 7), stride=(2, 2), padding=(3, 3))
+    yield ValueCase("conv2d", dtype, config, (32, 3, 112, 112), (n, 3, 3, 3), padding=(1, 1))  # many programs
+    yield ValueCase("conv2d", dtype, config, (3, 3, 64, 48), (2 * n, 3, 16, 16), stride=(16, 16))  # where they lie
+    yield ValueCase("conv2d", dtype, config, (3, 1, 28, 30), (n, 1, 5, 3), padding=(4, 1), dilation=(2, 2), nchw=True)
 
 
 def _depthwise(place: int, dtype: Dtype) -> list[ValueCase]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from unit_fast.kernels.configs import (
     CONV2D,
     LINEAR,
+    STEM,
     DepthwiseConfig,
     MatmulConfig,
     architecture,
@@ -35,6 +36,7 @@ from unit_fast.kernels.linear import linear
 from unit_fast.kernels.pointwise import epilogue
 from unit_fast.kernels.pooling import MOST_TAPS, max_pool2d
 from unit_fast.kernels.reference import conv2d_ref, epilogue_ref, linear_ref, max_pool2d_ref, memory_format_of
+from unit_fast.kernels.stem import is_stem, span_of
 
 Provider = Literal["triton", "cudnn", "library", "reference"]
 WIDTH = 6
@@ -133,6 +135,11 @@ def _conv2d(problem: Problem, environment: Environment) -> list[Candidate]:
     if weight.shape[2:] == (1, 1) and problem.option("padding") == (0, 0):
         return _matmul(problem, environment, conv2d, rows=batch * p * q, strided=not unstrided)
     itemsize = problem.dtype.itemsize
+    if is_stem(channels, itemsize):
+        k = weight.shape[2] * span_of(channels, weight.shape[3])
+        table = STEM[architecture(environment.capability)]
+        configs = fitting(table, batch * p * q, n, k, environment.programs, tma=False, itemsize=itemsize)
+        return [_named(config, conv2d) for config in configs]
     # A map smaller than 7 fills little of the patch that a TMA tile is.
     tma = environment.capability >= 90 and unstrided and min(p, q) >= 7
     table = CONV2D[architecture(environment.capability)]

@@ -30,12 +30,14 @@ def figures(tmp_path_factory):
 
 
 def test_values_go_through_every_configuration_and_see_what_is_wrong(figures):
-    from unit_fast.kernels.configs import CONV2D, LINEAR
+    from unit_fast.kernels.configs import CONV2D, LINEAR, STEM
 
     values = figures["values.json"]
     assert values["complete"]
     assert values["dry_run"]
-    assert values["done"] == values["cases"] >= 2 * len(LINEAR[90]) + len(CONV2D[90])  # 1×1 convolutions beside linear
+    assert (
+        values["done"] == values["cases"] >= 2 * len(LINEAR[90]) + len(CONV2D[90]) + len(STEM[90])
+    )  # 1×1 convolutions beside linear
     assert (values["differing"], values["failed"]) == ([], [])
     assert values["controls"] == {"short sum": "differs", "crash": "failed"}
     assert {name.split()[0] for name in values["kernels"]} == {

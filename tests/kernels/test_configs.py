@@ -7,6 +7,7 @@ import pytest
 from unit_fast.kernels.configs import (
     CONV2D,
     LINEAR,
+    STEM,
     MatmulConfig,
     activation_constants,
     architecture,
@@ -16,7 +17,11 @@ from unit_fast.kernels.configs import (
     pointwise_config,
 )
 
-TABLES = {f"{name}_sm_{a}": table for name, by in (("linear", LINEAR), ("conv2d", CONV2D)) for a, table in by.items()}
+TABLES = {
+    f"{name}_sm_{a}": table
+    for name, by in (("linear", LINEAR), ("conv2d", CONV2D), ("stem", STEM))
+    for a, table in by.items()
+}
 
 
 @pytest.mark.parametrize(("n", "expected"), [(0, 1), (1, 1), (2, 2), (3, 4), (64, 64), (65, 128)])

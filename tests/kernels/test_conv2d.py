@@ -81,7 +81,7 @@ def test_other_groups_take_torchs_convolution(groups, outputs, randn, agree):
     agree(conv2d(*arguments), conv2d_ref, *arguments)
 
 
-@pytest.mark.parametrize("channels", [3, 24], ids=["flat", "by_tap"])
+@pytest.mark.parametrize("channels", [3, 8, 24], ids=["stem", "flat", "by_tap"])
 @pytest.mark.parametrize("groups", ["one", "each"])
 def test_padding_reads_zeros_not_neighbours(channels, groups, device):
     """With ones everywhere and a kernel of ones, each output counts the taps that lie inside the image."""
@@ -93,7 +93,7 @@ def test_padding_reads_zeros_not_neighbours(channels, groups, device):
     assert torch.equal(y, (edge[:, None] * edge * channels / groups).expand(2, channels, 4, 4))
 
 
-@pytest.mark.parametrize("channels", [3, 24], ids=["flat", "by_tap"])
+@pytest.mark.parametrize("channels", [3, 8, 24], ids=["stem", "flat", "by_tap"])
 def test_nan_in_one_image_stays_there(channels, device):
     x = torch.zeros(3, channels, 5, 5, device=device)
     x[1] = math.nan

@@ -77,7 +77,7 @@ def _tile(row: dict[str, Any]) -> int:
 
 def _strip(row: dict[str, Any]) -> int:
     strip = re.search(r"strip (\d+)", row["config"])
-    return int(m) * int(n) * int(strip[1] if strip else 1)
+    return int(strip[1]) if strip else 1
 
 
 def _threads(row: dict[str, Any]) -> int:

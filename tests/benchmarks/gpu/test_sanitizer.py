@@ -68,7 +68,7 @@ def test_without_the_tool_it_says_where_it_comes_from(session, monkeypatch):
 
 @pytest.mark.parametrize("cases", [sanitizer.smallest_cases(column) for column in (80, 90)], ids=["sm_80", "sm_90"])
 def test_sample_has_every_configuration(cases):
-    from unit_fast.kernels.configs import CONV2D, LINEAR
+    from unit_fast.kernels.configs import CONV2D, LINEAR, STEM
 
     column = 90 if any(getattr(case.config, "loader", "") == "tma" for case in cases) else 80
-    assert {*LINEAR[column], *CONV2D[column]} <= {case.config for case in cases}
+    assert {*LINEAR[column], *CONV2D[column], *STEM[column]} <= {case.config for case in cases}

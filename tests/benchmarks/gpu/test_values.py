@@ -12,7 +12,7 @@ from benchmarks.gpu import values
 from benchmarks.gpu.pool import Outcome
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.value_cases import ITEM_SIZE, ValueCase, controls, value_cases
-from unit_fast.kernels.configs import CONV2D, LINEAR, MatmulConfig
+from unit_fast.kernels.configs import CONV2D, LINEAR, STEM, MatmulConfig
 
 GOOD = ValueCase("linear", "fp16", LINEAR[80][-1], (17, 32), (40, 32), residual=True)
 
@@ -63,15 +63,15 @@ def test_every_shipped_configuration_is_swept_in_every_dtype_it_serves(architect
         for config in LINEAR[architecture]:
             for operator, one_by_one in (("linear", False), ("conv2d", True)):
                 assert ((config, dtype, operator, one_by_one) in swept) == (config.float32 or itemsize == 2)
-        for config in CONV2D[architecture]:
+        for config in {*CONV2D[architecture], *STEM[architecture]}:
             assert ((config, dtype, "conv2d", False) in swept) == (config.float32 or itemsize == 2)
     assert len({case.name for case in cases}) == len(set(cases)) == len(cases)
 
 
 def test_first_round_meets_every_configuration_once():
     cases = value_cases(90, ("fp16",))
-    first = [case.config for case in cases[: len(LINEAR[90]) + len(CONV2D[90])]]
-    assert first == [*LINEAR[90], *CONV2D[90]]
+    expected = [*LINEAR[90], *CONV2D[90], *STEM[90]]
+    assert [case.config for case in cases[: len(expected)]] == expected
 
 
 @pytest.mark.parametrize("case", [c for c in value_cases(90, ("fp32",)) if c.size() < 10_000 and not c.weight], ids=str)
