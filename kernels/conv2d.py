@@ -18,7 +18,15 @@ from unit_fast.kernels.configs import DepthwiseConfig, MatmulConfig
 from unit_fast.kernels.depthwise import depthwise
 from unit_fast.kernels.implicit_gemm import implicit_product
 from unit_fast.kernels.launch import dot_precision
-from unit_fast.kernels.layout import ConvGeometry, Tail, check_counts, check_kernel_operands, check_rows, per_sample
+from unit_fast.kernels.layout import (
+    ConvGeometry,
+    Operand,
+    Tail,
+    check_counts,
+    check_kernel_operands,
+    check_rows,
+    per_sample,
+)
 from unit_fast.kernels.linear import UNSTRIDED, Strided, multiply_rows
 from unit_fast.kernels.pointwise import epilogue
 from unit_fast.kernels.reference import memory_format_of
@@ -63,7 +71,7 @@ def conv2d(
 
     Operands are used where they lie if x, weight and residual are channels_last and bound and a depthwise weight are
     packed (``layout.pack_bound``, ``layout.pack_weight``); others are copied. So is an x of fewer than 16 bytes a pixel
-    (unless it is cut into patches), and one of fewer than 32 whose channels are no power of two.
+    (but for patches that ``stem`` reads where they lie), and one of fewer than 32 whose channels are no power of two.
     """
     batch, n, p, q = check_conv2d(x, weight, bias, residual, bound, stride, padding, dilation, groups, act, act_args)
     check_kernel_operands("conv2d", x, (n, p, q))
@@ -85,8 +93,10 @@ def conv2d(
         out = conv2d_then_epilogue(x, weight, bias, residual, bound, geometry, groups, act, act_args, counts)
         return out.contiguous(memory_format=layout)
     operand = per_sample(bound, (n, p, q), channels_last=True)
-    if operand.kind == "outer_channel" and bound is not None:  # per row of the map: written out for every neuron
-        operand = per_sample(bound.expand(n, p, q), (n, p, q), channels_last=True)
+    if (
+        operand.kind == "outer_channel" and operand.values is not None
+    ):  # per row of the map: written out for every neuron
+        operand = Operand("neuron", operand.values[:, None, None].expand(p, q, n).contiguous())
     residual = None if residual is None else residual.contiguous(memory_format=nhwc)
     tail = Tail(bias, residual, operand, counts, p * q, act, act_args)
     if is_depthwise:

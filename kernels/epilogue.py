@@ -126,6 +126,8 @@ def load_bound(
         within = (first % sample_rows).to(tl.int32) + local  # rows since the sample of first began
         neurons = (within % sample_rows)[:, None] * N + cols[None, :]
         value = tl.load(bound_ptr + neurons, mask=row_ok[:, None] & (cols < N)[None, :], other=0.0)
+    else:
+        tl.static_assert(BOUND == "none", "a bound that matrix kernels cannot read")
     return value
 
 

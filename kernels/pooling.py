@@ -5,10 +5,11 @@ takes a tile of output positions × channels and keeps the largest of R·S shift
 for several images. Where the bound is alike for all of a window, the largest value is found first and finished once.
 """
 # A kernel's arguments are Triton's own types, which have no annotations.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment, var-annotated"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ from unit_fast.kernels.checks import check_max_pool2d
 from unit_fast.kernels.configs import TILE, activation_constants, next_power_of_two
 from unit_fast.kernels.epilogue import finish
 from unit_fast.kernels.launch import on_device_of, vector_multiple
-from unit_fast.kernels.layout import check_kernel_operands, check_rows, per_sample
+from unit_fast.kernels.layout import Operand, check_kernel_operands, check_rows, per_sample
 
 MOST_TAPS = 25
 """Reads an output that are written out; larger windows are torch's."""
@@ -141,8 +142,9 @@ def images_a_program(tiles: int, batch: int, taps: int) -> int:
 
 
 def keeps_order(act: str, alpha: float) -> bool:
-    """Whether the activation, as the kernels name it, never takes the larger of two values to a smaller one."""
-    return act in ("identity", "relu", "hardtanh") or (act in ("leaky_relu", "elu") and alpha >= 0)
+    """Whether the activation, as the kernels name it, never takes the larger of two values to a smaller one, or NaN."""
+    sloped = (act == "leaky_relu" and 0 < alpha < math.inf) or (act == "elu" and 0 <= alpha < math.inf)
+    return sloped or act in ("identity", "relu", "hardtanh")
 
 
 def max_pool2d(
@@ -161,12 +163,14 @@ def max_pool2d(
 ) -> Tensor:  # (B, C, P, Q), x.dtype, channels_last
     """``ops.max_pool2d`` by the Triton kernel; same arguments, values and errors. An x that is not NHWC is copied.
 
-    ``counts`` must be None: a value that several windows read would be counted by each.
+    ``counts`` must be None: a value that several windows read would be counted by each. A bias that is not finite may
+    give NaN at other places than the reference has them.
     """
     batch, channels, p, q = check_max_pool2d(
         x, bias, bound, kernel_size, stride, padding, dilation, ceil_mode, act, act_args
     )
     check_kernel_operands("max_pool2d", x, x.shape[1:])
+    check_kernel_operands("max_pool2d", x, (channels, p, q))
     check_rows("max_pool2d", batch * p * q)
     taps = kernel_size[0] * kernel_size[1]
     if taps > MOST_TAPS:
@@ -178,13 +182,16 @@ def max_pool2d(
     if out.numel() == 0:
         return out
     operand = per_sample(bound, x.shape[1:], channels_last=True)
-    if operand.kind == "outer_channel" and bound is not None:  # per row of the map: written out for every neuron
-        operand = per_sample(bound.expand(x.shape[1:]), x.shape[1:], channels_last=True)
+    if (
+        operand.kind == "outer_channel" and operand.values is not None
+    ):  # per row of the map: written out for every neuron
+        operand = Operand("neuron", operand.values[:, None, None].expand(*x.shape[2:], channels).contiguous())
     act_name, alpha, beta = activation_constants(act, act_args)
     block_c = min(64, next_power_of_two(channels))
     block_m = TILE // block_c
     tiles = triton.cdiv(p * q, block_m) * triton.cdiv(channels, block_c)
-    images = images_a_program(tiles, batch, taps) if operand.kind == "neuron" else 1
+    whole = vector_multiple(channels, x) * x.element_size() == 16  # else bounds take more registers than there are
+    images = images_a_program(tiles, batch, taps) if operand.kind == "neuron" and whole else 1
     with on_device_of(x):
         _max_pool2d_kernel[(tiles * triton.cdiv(batch, images),)](
             x,

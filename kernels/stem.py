@@ -3,15 +3,16 @@
 A pixel of three channels is six bytes in half precision, which no wide load can begin at, and zeros around the image
 want a mask an element. So one pass copies what the windows read, border and all, with 4 or 8 channels a pixel, and the
 weight in the same order. A row of a window is then one run of S pixels in memory, rounded up to a power of two, and K
-goes over R such runs: nothing is masked but the ends of the runs. Loads are as wide as a pixel, 8 bytes in half
-precision, which go through the first cache, where the windows of neighbouring outputs overlap. Patches that lie in
-memory as runs of whole 8 bytes already (a vision transformer's) are multiplied where they lie.
+goes over R such runs: nothing is masked but the ends of the runs. Loads are as wide as a pixel, for three channels in
+half precision 8 bytes, which go through the first cache, where the windows of neighbouring outputs overlap. Patches
+that lie in memory as runs of whole 8 bytes already (a vision transformer's) are multiplied where they lie.
 """
 # A kernel's arguments are Triton's own types, which have no annotations.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from unit_fast.kernels.launch import (
     streaming_multiprocessors,
     vector_multiple,
 )
-from unit_fast.kernels.layout import ConvGeometry, Tail
+from unit_fast.kernels.layout import LARGEST_SAMPLE, ConvGeometry, Tail, check_kernel_operands
 from unit_fast.kernels.linear import matmul_constants, tile_of
 from unit_fast.kernels.window import window_of
 
@@ -180,6 +181,7 @@ class _Operands(NamedTuple):
     pixel: int
     span: int
     k: int
+    block_k: int
 
 
 def stem_product(
@@ -196,6 +198,8 @@ def stem_product(
     if config is None:
         table, k = STEM[architecture(capability_of(x))], rows * span_of(channels, taps)
         config = fitting(table, m, n, k, streaming_multiprocessors(x), tma=False, itemsize=itemsize)[0]
+    elif config.loader != "pointer":
+        raise ValueError(f"unit_fast.kernels: {config} cannot load {channels} channels; take a pointer configuration")
     block_k = config.k_of(itemsize)
     with on_device_of(x):
         read = _in_place(x, weight, geometry, block_k) or _packed(x, weight, geometry, block_k)
@@ -220,24 +224,25 @@ def stem_product(
             SPAN=read.span,
             MULTIPLE_W=vector_multiple(read.width, x),
             BLOCK_M=config.block_m,
-            BLOCK_K=block_k,
+            BLOCK_K=read.block_k,
             GROUP_M=config.group_m,
             **matmul_constants(config, tail, n, x, dot_precision(x, convolution=True)),
         )
 
 
 def _in_place(x: Tensor, weight: Tensor, geometry: ConvGeometry, block_k: int) -> _Operands | None:
-    """The operands as they are, where every run begins at a multiple of 8 bytes and K is whole blocks."""
+    """The operands as they are, where every run begins at a multiple of 8 bytes and K is whole blocks of some size."""
     channels, rows, taps = weight.shape[1:]
     height, width = x.shape[2:]
     span = taps * channels
     steps = (taps, geometry.stride[1], width)
-    whole = rows * span % block_k == 0 and all(size * channels * x.element_size() % 8 == 0 for size in steps)
+    block_k = math.gcd(rows * span, block_k)
+    whole = block_k >= 16 and all(size * channels * x.element_size() % 8 == 0 for size in steps)
     plain = geometry.padding == (0, 0) and geometry.dilation[1] == 1
     nhwc = all(operand.is_contiguous(memory_format=torch.channels_last) for operand in (x, weight))
     if not (whole and plain and nhwc):
         return None
-    return _Operands(x, weight, height, width, channels, span, rows * span)
+    return _Operands(x, weight, height, width, channels, span, rows * span, block_k)
 
 
 def _packed(x: Tensor, weight: Tensor, geometry: ConvGeometry, block_k: int) -> _Operands:
@@ -252,6 +257,9 @@ def _packed(x: Tensor, weight: Tensor, geometry: ConvGeometry, block_k: int) -> 
             outputs, geometry.stride, geometry.kernel, geometry.dilation, strict=True
         )
     )
+    check_kernel_operands("conv2d", x, (pixel, height, width))
+    if sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True)) > LARGEST_SAMPLE:
+        x = x.contiguous(memory_format=torch.channels_last)  # offsets within a sample are 32-bit
     packed = torch.empty((x.shape[0], height, width, pixel), dtype=x.dtype, device=x.device)
     packed_weight = torch.empty((n, k), dtype=x.dtype, device=x.device)
     block = TILE // pixel
@@ -280,4 +288,4 @@ def _packed(x: Tensor, weight: Tensor, geometry: ConvGeometry, block_k: int) -> 
         BLOCK=block,
         num_warps=4,
     )
-    return _Operands(packed, packed_weight, height, width, pixel, span, k)
+    return _Operands(packed, packed_weight, height, width, pixel, span, k, block_k)

@@ -122,6 +122,14 @@ def test_packed_operands_are_not_copied(monkeypatch, randn):
     assert seen["tail"].bound.values.data_ptr() == bound.data_ptr()
 
 
+@pytest.mark.parametrize(("channels", "kernel"), [(3, 3), (24, 3), (24, 1)], ids=["stem", "by_tap", "1x1"])
+def test_a_bound_a_row_of_a_single_column_of_a_single_channel_clamps(channels, kernel, device):
+    x, weight = torch.zeros(2, channels, 5, 1, device=device), torch.ones(1, channels, kernel, 1, device=device)
+    bound = torch.arange(-9.0, -4.0, device=device).view(1, 5, 1)
+    y = conv2d(x, weight, None, None, bound, (1, 1), (kernel // 2, 0))
+    assert torch.equal(y, bound.expand(2, 1, 5, 1))
+
+
 def test_empty_batch(device):
     y = conv2d(torch.empty(0, 4, 5, 5, device=device), torch.empty(3, 4, 3, 3, device=device))
     assert y.shape == (0, 3, 3, 3)

@@ -70,7 +70,7 @@ def test_images_a_program(tiles, batch, taps, images):
 @given(
     act=st.sampled_from(sorted(ACTIVATION_DEFAULTS)),
     alpha=st.floats(-2, 2),
-    values=st.tuples(st.floats(-5, 5), st.floats(-5, 5)),
+    values=st.tuples(*[st.floats(-5, 5) | st.sampled_from([-math.inf, math.inf])] * 2),
 )
 def test_what_keeps_order_does(act, alpha, values):
     name, default, _ = activation_constants(act, ())
@@ -90,6 +90,18 @@ def test_a_window_that_reads_nothing_is_as_torch_has_it(bound, act, device):
     expected = max_pool2d_ref(x, None, limit, *window, False, act)
     assert expected.isinf().any()
     assert torch.equal(max_pool2d(x, None, limit, *window, False, act), expected)
+
+
+def test_a_bound_a_row_of_a_single_column_of_a_single_channel_clamps(device):
+    x, bound = torch.zeros(2, 1, 5, 1, device=device), torch.arange(-9.0, -4.0, device=device).view(1, 5, 1)
+    assert torch.equal(max_pool2d(x, None, bound, (1, 1)), bound.expand(2, 1, 5, 1))
+
+
+@pytest.mark.parametrize("alpha", [0.0, math.inf])
+def test_a_slope_that_makes_nan_of_infinity_is_seen(alpha, device):
+    x = torch.tensor([-math.inf, 1.0, 0.0, 1.0], device=device).view(1, 1, 1, 4)
+    arguments = (x, None, None, (1, 2), (1, 1), (0, 0), (1, 1), False, "leaky_relu", (alpha,))
+    torch.testing.assert_close(max_pool2d(*arguments), max_pool2d_ref(*arguments), rtol=0, atol=0, equal_nan=True)
 
 
 def test_nan_and_infinities_are_torch_s(device):

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 from unit_fast.kernels import stem
 from unit_fast.kernels.checks import conv_size
-from unit_fast.kernels.configs import STEM
+from unit_fast.kernels.configs import CONV2D, STEM
 from unit_fast.kernels.conv2d import conv2d
 from unit_fast.kernels.reference import conv2d_ref
 
@@ -52,24 +52,74 @@ def test_any_geometry(channels, kernel, stride, padding, dilation, layout, randn
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel", "in_place"),
+    ("size", "kernel", "settings", "in_place"),
     [
-        pytest.param((32, 48), 16, True, id="whole_blocks"),
-        pytest.param((33, 48), 16, True, id="rows_left_over"),
-        pytest.param((32, 46), 16, False, id="rows_that_begin_in_between"),
-        pytest.param((24, 24), 3, False, id="runs_that_begin_in_between"),
+        pytest.param((32, 48), 16, {}, True, id="whole_blocks"),
+        pytest.param((32, 48), 4, {}, True, id="smaller_blocks"),
+        pytest.param((33, 48), 16, {}, True, id="rows_left_over"),
+        pytest.param((32, 46), 16, {}, False, id="rows_that_begin_in_between"),
+        pytest.param((24, 24), 3, {}, False, id="runs_that_begin_in_between"),
+        pytest.param((24, 40), 2, {}, False, id="no_blocks"),
+        pytest.param((32, 48), 16, {"padding": (8, 8)}, False, id="padding"),
+        pytest.param((32, 48), 16, {"dilation": (1, 2)}, False, id="dilation"),
+        pytest.param((32, 48), 16, {"dilation": (2, 1)}, True, id="rows_apart"),
+        pytest.param((32, 48), 16, {"layout": torch.contiguous_format}, False, id="nchw"),
     ],
 )
-def test_patches_are_read_where_they_lie(size, kernel, in_place, randn, agree, monkeypatch):
+def test_patches_are_read_where_they_lie(size, kernel, settings, in_place, randn, agree, monkeypatch):
     packed = []
     pack = stem._packed
     monkeypatch.setattr(stem, "_packed", lambda *args: packed.append(args) or pack(*args))
-    x = randn((2, 3, *size), torch.float16, 0).to(memory_format=NHWC)
+    x = randn((2, 3, *size), torch.float16, 0).to(memory_format=settings.get("layout", NHWC))
     weight = randn((24, 3, kernel, kernel), torch.float16, 1, 1 / (2 * kernel)).to(memory_format=NHWC)
-    p, q = (conv_size(length, kernel, kernel, 0, 1) for length in size)
-    arguments = (x, weight, None, None, randn((24, p, q), torch.float16, 2), (kernel, kernel))
+    padding, dilation = settings.get("padding", (0, 0)), settings.get("dilation", (1, 1))
+    p, q = (conv_size(size[i], kernel, kernel, padding[i], dilation[i]) for i in (0, 1))
+    arguments = (x, weight, None, None, randn((24, p, q), torch.float16, 2), (kernel, kernel), padding, dilation)
     agree(conv2d(*arguments), conv2d_ref, *arguments)
     assert packed == [] if in_place else len(packed) == 1
+
+
+def test_the_end_of_a_run_adds_nothing_even_where_its_window_begins_with_infinity(device):
+    x = torch.zeros(1, 3, 5, 7, device=device, dtype=torch.float16)
+    x[..., 2] = math.inf
+    y = conv2d(x, torch.ones(4, 3, 3, 3, device=device, dtype=torch.float16))
+    assert y.isinf().all(dim=1)[0].tolist() == [[True, True, True, False, False]] * 3
+    assert not y.isnan().any()
+
+
+def test_samples_whose_elements_lie_too_far_apart_are_copied_first(monkeypatch, randn, agree):
+    """Offsets within a sample are 32-bit."""
+    seen = []
+    launch = stem._pack_kernel
+    monkeypatch.setattr(stem, "_pack_kernel", _Watched(launch, seen))
+    x = randn((9, 9, 3, 2), torch.float16, 0).permute(3, 2, 0, 1)  # the batch innermost
+    weight = randn((8, 3, 3, 3), torch.float16, 1, 0.2)
+    agree(conv2d(x, weight), conv2d_ref, x, weight)
+    monkeypatch.setattr(stem, "LARGEST_SAMPLE", 9 * 9 * 4)  # the packed image's own elements
+    agree(conv2d(x, weight), conv2d_ref, x, weight)
+    assert [y.is_contiguous(memory_format=NHWC) for y in seen] == [False, True]
+
+
+class _Watched:
+    """A kernel, and what it is launched on first."""
+
+    def __init__(self, kernel, seen):
+        self.kernel, self.seen = kernel, seen
+
+    def __getitem__(self, grid):
+        return lambda x, *rest, **options: self.seen.append(x) or self.kernel[grid](x, *rest, **options)
+
+
+def test_a_packed_image_of_more_than_2_to_the_31_elements_is_refused(device):
+    x = torch.empty(1, 1, 1, 1, device=device, dtype=torch.float16).expand(1, 1, 23_200, 23_200)
+    with pytest.raises(ValueError, match="2³¹"):
+        conv2d(x, torch.empty(1, 1, 3, 3, device=device, dtype=torch.float16), stride=(4, 4))
+
+
+def test_a_tile_that_loads_by_tma_is_refused(device):
+    config = next(c for c in CONV2D[90] if c.loader == "tma")
+    with pytest.raises(ValueError, match="take a pointer configuration"):
+        conv2d(torch.zeros(1, 3, 9, 9, device=device), torch.zeros(4, 3, 3, 3, device=device), config=config)
 
 
 def test_what_lies_beside_a_window_is_not_in_its_sum(device):
