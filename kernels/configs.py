@@ -59,7 +59,7 @@ class MatmulConfig:
     products a step need more registers than there are.
     """
 
-    loader: Literal["tma", "pointer"]
+    loader: Literal["tma", "pointer", "stream"]
     block_m: int
     block_n: int
     block_k: int
@@ -75,8 +75,14 @@ class MatmulConfig:
         return self.block_k * 2 // itemsize
 
     def side_by_side(self) -> int:
-        """Programs of this tile that the shared memory of a multiprocessor holds: its stages and 16 KiB each."""
+        """About how many programs of this tile the shared memory of a multiprocessor holds: its stages and 16 KiB each.
+
+        One too many waits for its turn, with an equal share of the tiles.
+        """
         stage = (self.block_m + self.block_n) * self.block_k * 2
+        if self.loader == "stream":  # the weights once; rows of x, of a residual and of bounds for each stage but one
+            once, each = self.block_n * self.block_k * 2, self.block_m * (self.block_k + 2 * self.block_n) * 2
+            return max(1, SHARED // (once + (self.num_stages - 1) * each + 16 * 1024))
         return max(1, SHARED // (self.num_stages * stage + 16 * 1024))
 
     def patch(self) -> tuple[int, int]:
@@ -123,10 +129,21 @@ LINEAR: dict[int, tuple[MatmulConfig, ...]] = {
         MatmulConfig("pointer", 128, 64, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
         MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
         MatmulConfig("pointer", 128, 32, 64, num_warps=4, num_stages=2, prefetch=True, float32=False),
+        # For sums of one step.
+        MatmulConfig("stream", 64, 128, 64, num_warps=4, num_stages=3, float32=False),
+        MatmulConfig("stream", 64, 64, 64, num_warps=4, num_stages=3, float32=False),
+        MatmulConfig("stream", 64, 128, 128, num_warps=8, num_stages=3, float32=False),
+        MatmulConfig("stream", 64, 64, 128, num_warps=4, num_stages=3, float32=False),
+        MatmulConfig("stream", 64, 128, 256, num_warps=8, num_stages=2, float32=False),
+        MatmulConfig("stream", 64, 64, 256, num_warps=4, num_stages=2, float32=False),
     ),
 }
-# Triton 3.6 spills in the TMA tile of 64×128 on sm_100, Triton 3.9 does not.
-LINEAR[100] = tuple(c for c in LINEAR[90] if (c.loader, c.block_m, c.block_n) != ("tma", 64, 128))
+# On sm_100 Triton 3.6 spills in the TMA tile of 64×128, and Triton 3.9 in streams of eight warps.
+LINEAR[100] = tuple(
+    c
+    for c in LINEAR[90]
+    if (c.loader, c.block_m, c.block_n) != ("tma", 64, 128) and (c.loader, c.num_warps) != ("stream", 8)
+)
 
 
 def architecture(capability: int) -> int:
@@ -139,7 +156,15 @@ SHORT = 4
 
 
 def fitting(
-    table: Sequence[MatmulConfig], m: int, n: int, k: int, programs: int, *, tma: bool, itemsize: int = 2
+    table: Sequence[MatmulConfig],
+    m: int,
+    n: int,
+    k: int,
+    programs: int,
+    *,
+    tma: bool,
+    stream: bool = False,
+    itemsize: int = 2,
 ) -> tuple[MatmulConfig, ...]:
     """The configurations worth timing for M×N outputs of sums over K, the likeliest best first.
 
@@ -154,11 +179,14 @@ def fitting(
         k: products a sum.
         programs: multiprocessors.
         tma: whether TMA can address the operands.
+        stream: whether the rows of x are those of the output.
         itemsize: bytes an element.
     """
-    loaders = {"tma", "pointer"} if tma else {"pointer"}
+    loaders = {"pointer"} | ({"tma"} if tma else set()) | ({"stream"} if stream else set())
     usable = [c for c in table if c.loader in loaders and (c.float32 or itemsize < 4)]
     usable = [c for c in usable if c.num_stages > 2 or k <= SHORT * c.k_of(itemsize)]
+    step = max(64, next_power_of_two(k))
+    usable = [c for c in usable if c.loader != "stream" or c.k_of(itemsize) == step]
     kept = [c for c in usable if c.block_m < 2 * max(m, 16) and c.block_n < 2 * max(n, 64)]
     kept = [c for c in kept if c.block_n > 32 or c.block_m < 128 or 0 < n % 64 <= 32]
     return tuple(sorted(kept or usable[-1:], key=lambda config: _expected_cost(config, m, n, k, programs)))
@@ -169,9 +197,12 @@ def _expected_cost(config: MatmulConfig, m: int, n: int, k: int, programs: int) 
 
     Tiles come in rounds, of 16 warps on a multiprocessor; a tile costs its products, its epilogue and its start. TMA
     pays where sums are long, and two stages where they are short. Fitted to what an H200 took for 90 problems of two
-    networks: the fastest was always among the first six in this order.
+    networks: the fastest was always among the first six in this order. Streams, which came later, go before all else
+    once there are several tiles a program.
     """
     side_by_side = 16 // config.num_warps
+    if config.loader == "stream" and m > 4 * programs * config.block_m:
+        return 1.0 / config.block_n
     tiles = -(-m // config.block_m) * -(-n // config.block_n)
     rounds = tiles / (programs * side_by_side)
     sharing = side_by_side if rounds > 1 else max(1.0, rounds * side_by_side)

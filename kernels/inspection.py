@@ -149,6 +149,14 @@ def _linear_case(config: MatmulConfig, dtype: str, epilogue: str) -> Case:
             "PROGRAMS": 132,
         }
         function = linear._linear_tma_kernel
+    elif config.loader == "stream":
+        arguments |= {
+            "EVEN_K": True,
+            "MULTIPLE_K": 16 // ITEM_SIZE[dtype],
+            "PROGRAMS": 132,
+            "STAGES": config.num_stages,
+        }
+        function = linear._linear_stream_kernel
     else:
         arguments |= {"STRIDE_H": 1, "STRIDE_W": 1, "EVEN_K": False, "MULTIPLE_K": 16 // ITEM_SIZE[dtype]}
         arguments["PREFETCH"] = config.prefetch

@@ -1,9 +1,10 @@
 """Matrix multiplication with the epilogue on its accumulator: linear layers and 1×1 convolutions.
 
 out[M, N] = epilogue(x[M, K] · weight[N, K]ᵀ). A 1×1 convolution over NHWC is the same with M = N·P·Q; where it strides,
-rows of the output are mapped to rows of the input. Two loaders share the tile order and the epilogue: TMA descriptors
-with persistent programs (sm_90 and later), and pointers (everywhere, and whatever TMA cannot address). Several programs
-of small tiles share a multiprocessor: one finishes its tile while another multiplies.
+rows of the output are mapped to rows of the input. Three loaders share the epilogue: TMA descriptors with persistent
+programs (sm_90 and later), several of small tiles a multiprocessor, so that one finishes its tile while another
+multiplies; pointers (everywhere, and whatever TMA cannot address); and, for sums of one step, where memory is the
+limit, rows that stream past the weights.
 """
 # A kernel's arguments are Triton's own types, which have no annotations.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -177,6 +178,69 @@ def _linear_tma_kernel(
         )  # fmt: skip
 
 
+@triton.jit
+def _linear_stream_kernel(
+    x_ptr,  # (M, K)
+    weight_ptr,  # (N, K)
+    out_ptr,  # (M, N)
+    bias_ptr,
+    residual_ptr,
+    bound_ptr,
+    count_ptr,
+    M,
+    N,
+    K,  # at most BLOCK_K
+    sample_rows,
+    BOUND: tl.constexpr,
+    ACT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr,  # K is BLOCK_K
+    MULTIPLE_K: tl.constexpr,  # K and N are multiples of these, up to the elements of 16 bytes
+    MULTIPLE_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PROGRAMS: tl.constexpr,  # a column block
+    STAGES: tl.constexpr,
+):
+    """Sums of one step: the weights of a column block stay where they are, and rows stream past them.
+
+    What the next tiles need, residual and bound too, is on its way while one is finished and stored.
+    """
+    K = K // MULTIPLE_K * MULTIPLE_K
+    N = N // MULTIPLE_N * MULTIPLE_N
+    col_blocks, row_blocks = tl.cdiv(N, BLOCK_N), tl.cdiv(M, BLOCK_M)
+    local, ks = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    cols = (tl.program_id(0) % col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # cp.async forms the addresses of masked lanes too: those past the end are led to the first row, column or vector.
+    col_ok, k_ok = cols < N, ks < K
+    if not EVEN_K:
+        ks = tl.where(k_ok, ks // MULTIPLE_K, 0) * MULTIPLE_K + ks % MULTIPLE_K
+    safe_cols = tl.where(col_ok, cols // MULTIPLE_N, 0) * MULTIPLE_N + cols % MULTIPLE_N
+    weight_ptrs = weight_ptr + safe_cols[None, :].to(tl.int64) * K + ks[:, None]
+    if EVEN_K:
+        weight = tl.load(weight_ptrs)
+    else:
+        weight = tl.load(weight_ptrs, mask=k_ok[:, None], other=0.0)
+    for row_block in tl.range(tl.program_id(0) // col_blocks, row_blocks, PROGRAMS, num_stages=STAGES):
+        first = tl.cast(row_block, tl.int64) * BLOCK_M
+        row_ok = local < M - first
+        rows = tl.where(row_ok, local, 0)
+        x_ptrs = x_ptr + (first + rows)[:, None] * K + ks[None, :]
+        if EVEN_K:
+            x = tl.load(x_ptrs)
+        else:
+            x = tl.load(x_ptrs, mask=k_ok[None, :], other=0.0)
+        residual = load_residual(residual_ptr, first, rows, row_ok, safe_cols, N)
+        bound = load_bound(bound_ptr, first, rows, row_ok, safe_cols, N, sample_rows, BOUND)
+        store_tile(
+            tl.dot(x, weight, input_precision=PRECISION), residual, bound, first, local, row_ok, cols, N, out_ptr,
+            bias_ptr, count_ptr, sample_rows, ACT, ALPHA, BETA,
+        )  # fmt: skip
+
+
 class Strided(NamedTuple):
     """Where a strided 1×1 convolution finds the input row of an output row."""
 
@@ -222,7 +286,13 @@ def multiply_rows(
     capability, programs = capability_of(x), streaming_multiprocessors(x)
     tma = capability >= 90 and strided is UNSTRIDED and tma_can_address(x, weight)
     if config is None:
-        config = fitting(LINEAR[architecture(capability)], m, n, k, programs, tma=tma, itemsize=x.element_size())[0]
+        table, plain = LINEAR[architecture(capability)], strided is UNSTRIDED
+        config = fitting(table, m, n, k, programs, tma=tma, stream=plain, itemsize=x.element_size())[0]
+    elif config.loader == "stream" and not (strided is UNSTRIDED and k <= config.k_of(x.element_size())):
+        raise ValueError(
+            f"unit_fast.kernels: {config} takes sums of up to {config.k_of(x.element_size())} products over rows in "
+            f"order, and these are of {k}, stride {strided.stride}; take a pointer configuration"
+        )
     elif config.loader == "tma" and not tma:
         raise ValueError(
             f"unit_fast.kernels: {config} cannot load x {tuple(x.shape)} and weight {tuple(weight.shape)}: TMA needs "
@@ -240,6 +310,20 @@ def multiply_rows(
             weight_desc = TensorDescriptor(weight, [n, k], [k, 1], [config.block_n, block_k])
             programs *= config.side_by_side()
             _linear_tma_kernel[(min(programs, tiles),)](x_desc, weight_desc, *operands, PROGRAMS=programs, **constants)
+        elif config.loader == "stream":
+            col_blocks = triton.cdiv(n, config.block_n)
+            programs = max(1, programs * config.side_by_side() // col_blocks)
+            del constants["GROUP_M"], constants["SUBTILES"]
+            _linear_stream_kernel[(min(programs, triton.cdiv(m, config.block_m)) * col_blocks,)](
+                x,
+                weight,
+                *operands,
+                EVEN_K=k == block_k,
+                MULTIPLE_K=vector_multiple(k, x),
+                PROGRAMS=programs,
+                STAGES=config.num_stages,
+                **constants,
+            )
         else:
             _linear_pointer_kernel[(tiles,)](
                 x,

@@ -150,6 +150,17 @@ def _groups(architecture: int, dtype: Dtype) -> Iterator[list[ValueCase]]:
 
 def _linear(config: MatmulConfig, dtype: Dtype) -> Iterator[ValueCase]:
     m, n, k = config.block_m, config.block_n, config.k_of(ITEM_SIZE[dtype])
+    if config.loader == "stream":
+        for rows, inner, outputs in (
+            (2 * m + 5, k - 8, n + 8),
+            (8 * m, k, 2 * n),
+            (60_013, k // 2 + 8, 264),  # many tiles a program
+            (3, k, 1000),
+            (37, 33, 10),
+        ):
+            yield ValueCase("linear", dtype, config, (rows, inner), (outputs, inner))
+        yield ValueCase("conv2d", dtype, config, (3, k, 15, 14), (n, k, 1, 1))
+        return
     for rows, inner, outputs in (
         (2 * m + 5, 2 * k + 8, n + 8),  # ragged every way
         (4 * m, 4 * k, 2 * n),  # whole tiles

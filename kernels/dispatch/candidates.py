@@ -119,7 +119,7 @@ def _matmul(
         and all(spec.aligned or spec.layout == "strided" for spec in (problem.x, weight))
     )
     table = LINEAR[architecture(environment.capability)]
-    configs = fitting(table, rows, n, k, environment.programs, tma=tma, itemsize=itemsize)
+    configs = fitting(table, rows, n, k, environment.programs, tma=tma, stream=not strided, itemsize=itemsize)
     return [_named(config, launcher) for config in configs]
 
 

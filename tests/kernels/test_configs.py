@@ -74,12 +74,14 @@ def test_convolutions_keep_to_four_warps_but_for_those_that_a_gpu_has_shown_to_b
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (49, 2048), (256 * 3136, 64), (2**31 - 1, 4096)], ids=str)
 @pytest.mark.parametrize("k", [16, 4608])
 @pytest.mark.parametrize("tma", [False, True], ids=["pointers", "tma"])
-def test_every_shape_has_a_configuration_that_it_may_use(table, itemsize, shape, k, tma):
-    configs = fitting(table, *shape, k, 132, tma=tma, itemsize=itemsize)
+@pytest.mark.parametrize("stream", [False, True], ids=["strided", "in_order"])
+def test_every_shape_has_a_configuration_that_it_may_use(table, itemsize, shape, k, tma, stream):
+    configs = fitting(table, *shape, k, 132, tma=tma, stream=stream, itemsize=itemsize)
     assert configs
     assert k < 100 or all(config.num_stages > 2 for config in configs), "those of two stages are for short sums"
     assert all(config in table for config in configs)
-    assert tma or all(config.loader == "pointer" for config in configs)
+    loaders = {config.loader for config in configs}
+    assert loaders <= {"pointer"} | ({"tma"} if tma else set()) | ({"stream"} if stream and k < 100 else set())
     assert itemsize == 2 or all(config.float32 for config in configs)
 
 
@@ -93,9 +95,16 @@ def test_every_shape_has_a_configuration_that_it_may_use(table, itemsize, shape,
     ],
 )
 def test_what_is_fastest_is_among_the_first_six(m, n, k, tma, best):
-    configs = fitting(LINEAR[90], m, n, k, 132, tma=tma)
+    configs = fitting(LINEAR[90], m, n, k, 132, tma=tma, stream=True)
     assert best in map(str, configs[:6])
     assert all(c.block_n < 2 * max(n, 64) for c in configs)
+
+
+@pytest.mark.parametrize(("k", "step"), [(16, 64), (64, 64), (65, 128), (256, 256)])
+def test_streams_of_the_sum_s_own_step_come_first(k, step):
+    configs = fitting(LINEAR[90], 10**6, 256, k, 132, tma=True, stream=True)
+    assert [(c.loader, c.block_k) for c in configs[:2]] == [("stream", step)] * 2
+    assert all(c.loader != "stream" for c in configs[2:])
 
 
 def test_float32_takes_as_many_bytes_a_step():

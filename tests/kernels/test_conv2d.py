@@ -61,8 +61,8 @@ def test_any_combination_agrees_with_the_reference(data, dtype, randn, agree, de
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 3)], ids=str)
 @pytest.mark.parametrize("config", [c for c in LINEAR[90] if c.block_m == 64], ids=str)
 def test_one_by_one_is_a_matrix_product(stride, config, randn, agree):
-    if config.loader == "tma" and stride != (1, 1):
-        pytest.skip("TMA does not follow a stride")
+    if config.loader != "pointer" and stride != (1, 1):
+        pytest.skip("only pointers follow a stride")
     x, weight = (
         randn((3, 24, 7, 8), torch.float16, 0).to(memory_format=NHWC),
         randn((40, 24, 1, 1), torch.float16, 1, 0.2),

@@ -13,13 +13,14 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 
 from unit_fast.kernels.configs import LINEAR
+from unit_fast.kernels.conv2d import conv2d
 from unit_fast.kernels.launch import capability_of
 from unit_fast.kernels.linear import linear
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, linear_ref
 
 # bfloat16 on a GPU only: the interpreter's bfloat16 products are wrong (Triton 3.6 and 3.9)
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if torch.cuda.is_available() else [])]
-TMA, POINTER = (next(c for c in LINEAR[90] if c.loader == loader) for loader in ("tma", "pointer"))
+TMA, POINTER, STREAM = (next(c for c in LINEAR[90] if c.loader == loader) for loader in ("tma", "pointer", "stream"))
 BATCHES = ((1,), (6,), (42,), (123,), (1, 1), (3, 7), (2, 5, 13))
 
 
@@ -32,7 +33,12 @@ def test_any_combination_agrees_with_the_reference(data, dtype, randn, agree, de
     sample = (*batch[1:], n)
     x, weight = randn((*batch, k), dtype, 0), randn((n, k), dtype, 1, k**-0.5)
     usable = capability_of(x)
-    configs = [c for c in LINEAR[90 if usable >= 90 else 80] if c.loader == "pointer" or k * x.element_size() % 16 == 0]
+    runs = {"tma": k * x.element_size() % 16 == 0, "pointer": True}
+    configs = [
+        c
+        for c in LINEAR[90 if usable >= 90 else 80]
+        if runs.get(c.loader, c.float32 >= (dtype == torch.float32) and k <= c.k_of(x.element_size()))
+    ]
     config = data.draw(st.none() | st.sampled_from(configs), label="config")
     shapes = [(), (n,), sample, (*batch[1:], 1)]
     bound = data.draw(st.none() | st.sampled_from(shapes), label="bound")
@@ -54,19 +60,29 @@ def test_every_shipped_tile(config, dtype, randn, agree, device):
     if config.loader == "tma" and device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("TMA needs compute capability 9.0")
     m, n, k = config.block_m + 5, config.block_n + 8, 2 * config.block_k + 8  # a full tile and a ragged one each way
+    if config.loader == "stream":  # which has one step, and walks over several tiles
+        m, k = 9 * config.block_m + 5, config.k_of(dtype.itemsize) - 8
     x, weight, bias = randn((m, k), dtype, 0), randn((n, k), dtype, 1, k**-0.5), randn((n,), dtype, 2)
     residual, bound = randn((m, n), dtype, 3), randn((n,), dtype, 4)
     y = linear(x, weight, bias, residual, bound, "relu", config=config)
     agree(y, linear_ref, x, weight, bias, residual, bound, "relu")
 
 
-@pytest.mark.parametrize("config", [TMA, POINTER], ids=["tma", "pointer"])
+@pytest.mark.parametrize("config", [TMA, POINTER, STREAM], ids=["tma", "pointer", "stream"])
 def test_nan_and_infinity_pass_through_the_epilogue(config, device):
     x = torch.eye(16, device=device, dtype=torch.float16)
     bias = torch.tensor([math.nan, math.inf, -math.inf, 1.0] * 4, device=device)
     y = linear(x, torch.zeros_like(x), bias, bound=torch.full((16,), 0.5, device=device), config=config)
     expected = torch.tensor([math.nan, 0.5, -math.inf, 0.5] * 4, device=device, dtype=torch.float16).expand(16, 16)
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_stream_is_for_sums_of_one_step_over_rows_in_order(randn):
+    x, weight = randn((2, 72, 5, 5), torch.float16, 0), randn((8, 72, 1, 1), torch.float16, 1)
+    with pytest.raises(ValueError, match="up to 64 products over rows in order, and these are of 72"):
+        conv2d(x, weight, config=STREAM)
+    with pytest.raises(ValueError, match=r"stride \(2, 2\); take a pointer configuration"):
+        conv2d(x[:, :64], weight[:, :64], stride=(2, 2), config=STREAM)
 
 
 def test_non_contiguous_operands(randn, agree):
