@@ -91,6 +91,31 @@ def test_bounded_gates_are_no_sites(activation):
         find_sites(capture(Activated(activation), torch.randn(2, 4, 3, 3)))
 
 
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda x: F.normalize(x, dim=1),
+        lambda x: x / x.norm(dim=1, keepdim=True).clamp(min=1e-6),
+        lambda x: x * x.square().sum(1, keepdim=True).clamp_min(1e-6).rsqrt(),
+        lambda x: x * x.abs().amax(1, keepdim=True).clamp_min(1e-6).reciprocal(),
+    ],
+    ids=["F.normalize", "by hand", "rsqrt", "reciprocal"],
+)
+def test_divisors_kept_from_zero_are_no_sites(divide):
+    with pytest.raises(uf.CaptureError, match="no site"):
+        find_sites(capture(Activated(divide), torch.randn(2, 4, 3, 3)))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [lambda x: x.clamp_min(1e-6) / 2.0, lambda x: (y := x.clamp_min(1e-6)) / (1 + y), lambda x: x.clamp_min(0.5) + x],
+    ids=["divided", "both", "no division"],
+)
+def test_a_lower_limit_that_is_used_otherwise_is_a_site(activation):
+    (site,) = find_sites(capture(Activated(activation), torch.randn(2, 4, 3, 3)))
+    assert site.activation == "threshold"
+
+
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 A site gets its name from the module it came from, as torchvision names nodes: ``layer1.0.relu``, and
 ``layer1.0.relu_1`` for the second use of a shared module. A functional activation is named after its operator within
-the module that calls it. Gates that are bounded anyway (sigmoid, softmax, tanh) are no sites.
+the module that calls it. Gates that are bounded anyway (sigmoid, softmax, tanh) are no sites, nor are divisors that are
+kept from zero (the norm in F.normalize).
 """
 
 import copy
@@ -57,9 +58,22 @@ def _clamp_name(node: fx.Node) -> str | None:
     high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
     if not isinstance(low, int | float):
         return None
+    if high is None and low > 0 and _divides(node):
+        return None
     if high is None:
         return "relu" if low == 0 else "threshold"
     return "relu6" if (low, high) == (0, 6) else "hardtanh"
+
+
+def _divides(node: fx.Node) -> bool:
+    """Whether a value is only divided by, as the norm in F.normalize: a lower limit keeps it from zero, no more."""
+    for user in node.users:
+        divisor = user.target in (_aten.div.Tensor, _aten.true_divide.Tensor) and node not in user.args[:1]
+        inverse = user.target in (_aten.reciprocal.default, _aten.rsqrt.default)
+        shaped = user.target in (_aten.expand.default, _aten.view.default, _aten.reshape.default) and _divides(user)
+        if not (divisor or inverse or shaped):
+            return False
+    return True
 
 
 def _gated_name(node: fx.Node) -> str | None:
