@@ -1,5 +1,7 @@
 """Sites: which outputs are bounded, how they are named, and what inserting and exposing them does."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,6 +65,11 @@ ACTIVATIONS = {
     "silu written out": lambda x: x * torch.sigmoid(x),
     "silu written out, gate first": lambda x: torch.sigmoid(x) * x,
     "mish written out": lambda x: x * torch.tanh(F.softplus(x)),
+    "gelu as GPT-2 has it": lambda x: 0.5 * x * (1.0 + torch.tanh(0.7978845608 * (x + 0.044715 * torch.pow(x, 3.0)))),
+    "gelu with fewer products": lambda x: 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
+    "gelu by erf": lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))),
+    "gelu halved last": lambda x: x * (1.0 + torch.erf(x / math.sqrt(2.0))) * 0.5,
+    "quick_gelu as CLIP has it": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
 
@@ -83,8 +90,12 @@ def test_nonlinearities_are_sites(name):
 
 @pytest.mark.parametrize(
     "activation",
-    [torch.sigmoid, torch.tanh, F.hardsigmoid, lambda x: F.softmax(x, 1), lambda x: x.clamp(max=1.0)],
-    ids=["sigmoid", "tanh", "hardsigmoid", "softmax", "clamp from above"],
+    [
+        *(torch.sigmoid, torch.tanh, F.hardsigmoid, lambda x: F.softmax(x, 1), lambda x: x.clamp(max=1.0)),
+        lambda x: x * (1.0 + torch.tanh(x.mean(1, keepdim=True))),
+        lambda x: x * torch.sigmoid(1.702 * x.flip(1)),
+    ],
+    ids=["sigmoid", "tanh", "hardsigmoid", "softmax", "clamp from above", "gate by a mean", "gate by another"],
 )
 def test_bounded_gates_are_no_sites(activation):
     with pytest.raises(uf.CaptureError, match="no site"):

@@ -77,18 +77,47 @@ def _divides(node: fx.Node) -> bool:
 
 
 def _gated_name(node: fx.Node) -> str | None:
-    """x * sigmoid(x), x * hardsigmoid(x) and x * tanh(softplus(x)), written out."""
+    """x * sigmoid(x), x * hardsigmoid(x), x * tanh(softplus(x)) and GELU by its formulas, written out."""
     for value, gate in (node.args[:2], node.args[1::-1]):
         if not isinstance(gate, fx.Node) or not isinstance(value, fx.Node):
             continue
         if gate.target is _aten.sigmoid.default and gate.args[0] is value:
             return "silu"
+        if gate.target is _aten.sigmoid.default and _scaled(gate.args[0]) is value:
+            return "quick_gelu"
         if gate.target is _aten.hardsigmoid.default and gate.args[0] is value:
             return "hardswish"
+        if gate.target is _aten.add.Tensor and 1 in gate.args[1:] and _bends(gate.args[0], _scaled(value)):
+            return "gelu"
         inner = gate.args[0] if gate.target is _aten.tanh.default else None
         if isinstance(inner, fx.Node) and inner.target is _aten.softplus.default and inner.args[0] is value:
             return "mish"
     return None
+
+
+def _scaled(value: Any) -> Any:
+    """What ``value`` is a constant multiple of: itself where it is none."""
+    if isinstance(value, fx.Node) and value.target is _aten.mul.Tensor and not isinstance(value.args[1], fx.Node):
+        return value.args[0]
+    return value
+
+
+_POLYNOMIAL = (_aten.mul.Tensor, _aten.add.Tensor, _aten.div.Tensor, _aten.pow.Tensor_Scalar)
+
+
+def _bends(value: Any, x: fx.Node) -> bool:
+    """Whether ``value`` is tanh or erf of a polynomial of ``x`` alone."""
+    if not isinstance(value, fx.Node) or value.target not in (_aten.tanh.default, _aten.erf.default):
+        return False
+    queue = list(value.all_input_nodes)
+    while queue:
+        node = queue.pop()
+        if node is x:
+            continue
+        if node.target not in _POLYNOMIAL:
+            return False
+        queue.extend(node.all_input_nodes)
+    return True
 
 
 def _softplus_name(node: fx.Node) -> str | None:
