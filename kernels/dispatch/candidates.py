@@ -39,7 +39,7 @@ from unit_fast.kernels.reference import conv2d_ref, epilogue_ref, linear_ref, ma
 from unit_fast.kernels.stem import is_stem, span_of
 
 Provider = Literal["triton", "cudnn", "library", "reference"]
-WIDTH = 6
+WIDTH = 8
 """Triton configurations that are timed for a problem, the likeliest best first. Each costs 1 to 3 s of compilation."""
 
 REFERENCES: dict[Operator, Callable[..., Tensor]] = {
