@@ -121,12 +121,26 @@ def test_console_script_runs(clean_python: Path) -> None:
     assert "calibrate" in result.stdout
 
 
-@pytest.mark.parametrize("package", ["kernels", "export"])
-def test_a_second_copy_cannot_be_imported_from_the_root(package: str) -> None:
-    result = run(sys.executable, "-c", f"import {package}", cwd=ROOT)
+@pytest.mark.parametrize(
+    ("package", "code"),
+    [("kernels", "from kernels import ops"), ("export", "import export")],
+    ids=["kernels", "export"],
+)
+def test_a_second_copy_cannot_be_imported_from_the_root(package: str, code: str) -> None:
+    result = run(sys.executable, "-c", code, cwd=ROOT)
 
     assert result.returncode != 0
     assert f"ImportError: import this package as unit_fast.{package}" in result.stderr
+
+
+def test_who_looks_for_a_package_called_kernels_in_a_checkout_finds_none_that_it_can_use() -> None:
+    """As transformers does at its import, with importlib and getattr."""
+    code = "import importlib; print(getattr(importlib.import_module('kernels'), '__version__', 'none'))"
+    result = run(sys.executable, "-c", code, cwd=ROOT)
+
+    assert (result.returncode, result.stdout.strip()) == (0, "none"), result.stderr
+    submodule = run(sys.executable, "-c", "import kernels.ops", cwd=ROOT)
+    assert "No module named 'kernels.ops'" in submodule.stderr
 
 
 def test_make_names_the_python_it_needs(tmp_path: Path) -> None:
