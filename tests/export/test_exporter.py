@@ -246,3 +246,45 @@ def test_verification_is_not_skipped_silently(tmp_path: Path, monkeypatch: pytes
         export_onnx(model, bounds, tmp_path / "model.onnx", example_input=images)
 
     assert not list(tmp_path.iterdir())
+
+
+class Twice(nn.Module):
+    """Activates the same values in two branches, as pre-activation networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3, 2), nn.Conv2d(6, 8, 3, 2)
+        self.one, self.other = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, 9, 9) -> (N, 8)
+        y = self.stem(x)
+        return (self.left(self.one(y)) * self.right(self.other(y))).mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*run in float:unit_fast.export.FusionWarning")  # int8: of two scales one is left
+@pytest.mark.parametrize(
+    ("form", "granularity", "precision"),
+    [
+        *(("min", "neuron", "fp32"), ("clip", "tensor", "fp32"), ("mul_clip", "channel", "fp32")),
+        *(("folded", "channel", "fp32"), ("auto", "neuron", "fp16"), ("auto", "channel", "int8")),
+    ],
+)
+def test_sites_that_activate_the_same_values_keep_bounds_of_their_own(
+    form: str, granularity: Granularity, precision: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, images = Twice().eval(), torch.randn(64, 3, 9, 9)
+    bounds = bounds_for(model, images, granularity, 0.7)
+    halved = {name: bound * (0.5 if name == "other" else 1.0) for name, bound in bounds.items()}
+    bounds = replace(bounds, tensors=halved)
+    data = {"calibration_data": [images]} if precision == "int8" else {}
+
+    report = export_onnx(
+        model, bounds, tmp_path / "twice.onnx", example_input=images, form=form, precision=precision, **data
+    )
+
+    expected = sanitize(model, bounds, images, backend="eager")(images)
+    (name,) = OnnxRuntimeModel(report.path).input_names
+    (found,) = OnnxRuntimeModel(report.path).run({name: images.numpy()}).values()
+    allowed = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}[precision]
+    torch.testing.assert_close(found, expected, rtol=0, atol=allowed * float(expected.abs().max()))
