@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from unit_fast.export.errors import ExportError
@@ -95,6 +97,8 @@ def _mark_sites(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[SiteBound
     for node in list(marked.graph.nodes):
         if node.target is _aten.clamp.default:
             _unify_limits(node)
+        if node.target is _aten.scaled_dot_product_attention.default and _attends_otherwise(node):
+            node.target = _attend
         if node.target is not clamp_bound:
             continue
         bound = constant(marked, node.args[1])
@@ -115,6 +119,24 @@ def _unify_limits(node: fx.Node) -> None:
     if isinstance(value, Tensor) and value.is_floating_point():
         node.args = tuple(float(limit) if isinstance(limit, int) else limit for limit in node.args)
         node.kwargs = {name: float(limit) if isinstance(limit, int) else limit for name, limit in node.kwargs.items()}
+
+
+def _attends_otherwise(node: fx.Node) -> bool:
+    """Over other than four dimensions, for which alone torch 2.13 has a translation, and without a mask."""
+    attended = node.meta.get("val")
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    return mask is None and isinstance(attended, Tensor) and attended.ndim in (3, 5, 6)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention over (N, …, L, E) with what is between gathered to one dimension."""
+    between = query.shape[1:-2]
+
+    def gathered(x: Tensor) -> Tensor:
+        return x.flatten(1, -3) if between else x.unsqueeze(1)
+
+    attended = F.scaled_dot_product_attention(gathered(query), gathered(key), gathered(value), *args, **kwargs)
+    return torch.unflatten(attended, 1, between) if between else attended.squeeze(1)
 
 
 def _root_cause(error: BaseException) -> str:

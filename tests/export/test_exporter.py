@@ -288,3 +288,30 @@ def test_sites_that_activate_the_same_values_keep_bounds_of_their_own(
     (found,) = OnnxRuntimeModel(report.path).run({name: images.numpy()}).values()
     allowed = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}[precision]
     torch.testing.assert_close(found, expected, rtol=0, atol=allowed * float(expected.abs().max()))
+
+
+class Windows(nn.Module):
+    """Attention within windows, over five dimensions, and over all tokens, over three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.act = nn.Linear(8, 24), nn.Linear(8, 4), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3 windows, 5 tokens, 8) -> (N, 4)
+        q, k, v = self.up(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 4, 1, 2, 5)  # (N, 2 heads, 3, 5, 4) each
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.4)
+        y = self.act(attended.permute(0, 2, 3, 1, 4).reshape(x.shape[0], 15, 8))
+        return self.down(nn.functional.scaled_dot_product_attention(y, y, y, is_causal=True)).mean(1)
+
+
+def test_attention_over_three_and_five_dimensions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, tokens = Windows().eval(), torch.randn(2, 3, 5, 8)
+    bounds = bounds_for(model, tokens, "neuron", 0.7)
+
+    report = export_onnx(model, bounds, tmp_path / "windows.onnx", example_input=tokens)
+
+    (name,) = OnnxRuntimeModel(report.path).input_names
+    more = torch.randn(6, 3, 5, 8)
+    (found,) = OnnxRuntimeModel(report.path).run({name: more.numpy()}).values()
+    torch.testing.assert_close(found, sanitize(model, bounds, tokens, backend="eager")(more), rtol=0, atol=1e-5)
