@@ -75,7 +75,11 @@ def _torchvision(factory: str, side: int, **arguments: object) -> Callable[[], M
 
 
 def _settled(model: nn.Module, side: int) -> Made:
-    images = torch.randn(EXAMPLES, 3, side, side)
+    return settle(model, torch.randn(EXAMPLES, 3, side, side))
+
+
+def settle(model: nn.Module, images: Tensor) -> Made:
+    """The model in evaluation mode with the BatchNorm statistics of ``images``, and these."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if norms:
         for norm in norms:

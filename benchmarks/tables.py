@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables_export, tables_layers, tables_runtime, tables_scaling
+from benchmarks import tables_export, tables_layers, tables_runtime, tables_scaling, tables_zoo
 from benchmarks.plots import IMAGES, PICTURES
 from benchmarks.results_file import NotMeasured, read_results
 from unit_fast.files import atomic_write
@@ -23,6 +23,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "calibration.md",
     ROOT / "docs" / "export.md",
+    ROOT / "docs" / "networks.md",
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "runtime.md",
 )
@@ -89,6 +90,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     **tables_layers.TABLES,
     **tables_scaling.TABLES,
     **tables_runtime.TABLES,
+    **tables_zoo.TABLES,
 }
 
 
