@@ -40,6 +40,8 @@ def check_structure(
         nodes[node.name].append(node)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     readers = Counter(name for node in model.graph.node for name in node.input)
+    # Activations that are computed twice from the same values become one, which the clamps of both sites read.
+    past = Counter(name for node in model.graph.node if not node.name.endswith("/clamp") for name in node.input)
     outputs = {value.name for value in model.graph.output}
     expected = [clamp for clamp in clamps if clamp.op is not None]
     elsewhere = {node_name(site) for site in integers}
@@ -55,10 +57,8 @@ def check_structure(
         node = matches[0]
         _check_limits(clamp, node, initializers)
         source, result = node.input[0], node.output[0]
-        # Activations that are computed twice from the same values become one, which the clamps of both sites read.
-        past = sum(source in other.input for other in model.graph.node if not other.name.endswith("/clamp"))
-        if source in outputs or past:
-            raise ParityError(f"site {clamp.site}: {past} nodes read the activation past its clamp")
+        if source in outputs or past[source]:
+            raise ParityError(f"site {clamp.site}: {past[source]} nodes read the activation past its clamp")
         if result not in outputs and not readers[result]:
             raise ParityError(f"site {clamp.site}: nothing reads the clamped activation")
         if clamp.after is not None:

@@ -30,7 +30,7 @@ from unit_fast.kernels.launch import (
     vector_multiple,
 )
 from unit_fast.kernels.layout import ConvGeometry, Tail
-from unit_fast.kernels.linear import matmul_constants, tile_of
+from unit_fast.kernels.linear import matmul_constants, rows_from, tile_of
 from unit_fast.kernels.window import window_of
 
 
@@ -80,9 +80,7 @@ def _conv2d_kernel(
     N = N // MULTIPLE_N * MULTIPLE_N
     row_block, col_block = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # Rows and columns past the end read the first one: their results are never stored, and no address is out of bounds.
-    first = row_block.to(tl.int64) * BLOCK_M
-    local = tl.arange(0, BLOCK_M)
-    row_ok = local < M - first
+    first, local, row_ok = rows_from(row_block, M, BLOCK_M)
     image, h_start, w_start = window_of(first, local, row_ok, out_rows, Q, H * W * C, STRIDE_H, STRIDE_W, PAD_H, PAD_W)
     cols = col_block * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.where(cols < N, cols, 0)

@@ -54,6 +54,14 @@ def tile_of(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: t
 
 
 @triton.jit
+def rows_from(row_block, M, BLOCK_M: tl.constexpr):
+    """The first row of a row block, 64-bit; its rows, counted from that; and which of them there are."""
+    first = tl.cast(row_block, tl.int64) * BLOCK_M
+    local = tl.arange(0, BLOCK_M)
+    return first, local, local < M - first
+
+
+@triton.jit
 def _linear_pointer_kernel(
     x_ptr,  # rows of K
     weight_ptr,  # (N, K)
@@ -90,9 +98,7 @@ def _linear_pointer_kernel(
     N = N // MULTIPLE_N * MULTIPLE_N
     row_block, col_block = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # Rows and columns past the end read the first one: their results are never stored, and no address is out of bounds.
-    first = row_block.to(tl.int64) * BLOCK_M
-    local = tl.arange(0, BLOCK_M)
-    row_ok = local < M - first
+    first, local, row_ok = rows_from(row_block, M, BLOCK_M)
     rows = tl.where(row_ok, local, 0)
     if STRIDE_H * STRIDE_W > 1:
         rows += (first % sample_rows).to(tl.int32)
@@ -162,7 +168,6 @@ def _linear_tma_kernel(
     N = N // MULTIPLE_N * MULTIPLE_N
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     steps = tl.cdiv(K, BLOCK_K)
-    local = tl.arange(0, BLOCK_M)
     for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
         row_block, col_block = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -170,8 +175,7 @@ def _linear_tma_kernel(
             x = x_desc.load([row_block * BLOCK_M, step * BLOCK_K])
             weight = weight_desc.load([col_block * BLOCK_N, step * BLOCK_K])
             acc = tl.dot(x, weight.T, acc, input_precision=PRECISION)
-        first = row_block.to(tl.int64) * BLOCK_M
-        row_ok = local < M - first
+        first, local, row_ok = rows_from(row_block, M, BLOCK_M)
         store_block(
             acc, first, local, row_ok, col_block, N, out_ptr, bias_ptr, residual_ptr, bound_ptr, count_ptr, sample_rows,
             BOUND, ACT, ALPHA, BETA, BLOCK_M, BLOCK_N, SUBTILES,
@@ -212,7 +216,7 @@ def _linear_stream_kernel(
     K = K // MULTIPLE_K * MULTIPLE_K
     N = N // MULTIPLE_N * MULTIPLE_N
     col_blocks, row_blocks = tl.cdiv(N, BLOCK_N), tl.cdiv(M, BLOCK_M)
-    local, ks = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    ks = tl.arange(0, BLOCK_K)
     cols = (tl.program_id(0) % col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     # cp.async forms the addresses of masked lanes too: those past the end are led to the first row, column or vector.
     col_ok, k_ok = cols < N, ks < K
@@ -225,8 +229,7 @@ def _linear_stream_kernel(
     else:
         weight = tl.load(weight_ptrs, mask=k_ok[:, None], other=0.0)
     for row_block in tl.range(tl.program_id(0) // col_blocks, row_blocks, PROGRAMS, num_stages=STAGES):
-        first = tl.cast(row_block, tl.int64) * BLOCK_M
-        row_ok = local < M - first
+        first, local, row_ok = rows_from(row_block, M, BLOCK_M)
         rows = tl.where(row_ok, local, 0)
         x_ptrs = x_ptr + (first + rows)[:, None] * K + ks[None, :]
         if EVEN_K:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +57,23 @@ def agree() -> Callable[..., None]:
         assert error(actual, exact) <= tolerance_of(actual.dtype, "tf32x3" if actual.is_cuda else "ieee")
 
     return check
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType, str], list[tuple[Tensor, dict[str, Any]]]]:
+    """``launches(module, kernel)``: what a kernel is launched on from now on, its first argument and its options."""
+
+    def watch(module: ModuleType, name: str) -> list[tuple[Tensor, dict[str, Any]]]:
+        kernel, seen = getattr(module, name), []
+
+        class Watched:
+            def __getitem__(self, grid: object) -> Callable[..., object]:
+                return lambda x, *rest, **options: seen.append((x, options)) or kernel[grid](x, *rest, **options)
+
+        monkeypatch.setattr(module, name, Watched())
+        return seen
+
+    return watch
 
 
 @pytest.fixture

@@ -108,6 +108,19 @@ def test_streams_of_the_sum_s_own_step_come_first(k, step):
     assert all(c.loader != "stream" for c in configs[2:])
 
 
+@pytest.mark.parametrize(
+    ("name", "programs"),
+    [
+        ("tma 128x128x64 w8 s4", 1),
+        ("tma 128x128x64 w4 s3", 2),
+        ("tma 64x64x64 w4 s4", 2),
+        ("stream 64x128x64 w4 s3", 2),
+    ],
+)
+def test_small_tiles_share_a_multiprocessor(name, programs):
+    assert next(c for c in LINEAR[90] if str(c) == name).side_by_side() == programs
+
+
 def test_float32_takes_as_many_bytes_a_step():
     config = MatmulConfig("pointer", 64, 64, 64, num_warps=4, num_stages=3)
     assert (config.k_of(2), config.k_of(4)) == (64, 32)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton", reason="the kernels need Triton")
 
 
+from unit_fast.kernels import linear as linear_module
 from unit_fast.kernels.configs import LINEAR
 from unit_fast.kernels.conv2d import conv2d
 from unit_fast.kernels.launch import capability_of
@@ -75,6 +76,15 @@ def test_nan_and_infinity_pass_through_the_epilogue(config, device):
     y = linear(x, torch.zeros_like(x), bias, bound=torch.full((16,), 0.5, device=device), config=config)
     expected = torch.tensor([math.nan, 0.5, -math.inf, 0.5] * 4, device=device, dtype=torch.float16).expand(16, 16)
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("config", [POINTER, STREAM], ids=["pointer", "stream"])
+@pytest.mark.parametrize(("k", "step"), [(9, 16), (24, 32), (64, 64)])
+def test_a_step_is_no_wider_than_the_sum(k, step, config, randn, agree, launches):
+    launched = launches(linear_module, f"_linear_{config.loader}_kernel")
+    x, weight = randn((70, k), torch.float16, 0), randn((33, k), torch.float16, 1, 0.2)
+    agree(linear(x, weight, config=config), linear_ref, x, weight)
+    assert [options["BLOCK_K"] for _, options in launched] == [step]
 
 
 def test_a_stream_is_for_sums_of_one_step_over_rows_in_order(randn):

@@ -87,27 +87,15 @@ def test_the_end_of_a_run_adds_nothing_even_where_its_window_begins_with_infinit
     assert not y.isnan().any()
 
 
-def test_samples_whose_elements_lie_too_far_apart_are_copied_first(monkeypatch, randn, agree):
+def test_samples_whose_elements_lie_too_far_apart_are_copied_first(monkeypatch, randn, agree, launches):
     """Offsets within a sample are 32-bit."""
-    seen = []
-    launch = stem._pack_kernel
-    monkeypatch.setattr(stem, "_pack_kernel", _Watched(launch, seen))
+    launched = launches(stem, "_pack_kernel")
     x = randn((9, 9, 3, 2), torch.float16, 0).permute(3, 2, 0, 1)  # the batch innermost
     weight = randn((8, 3, 3, 3), torch.float16, 1, 0.2)
     agree(conv2d(x, weight), conv2d_ref, x, weight)
     monkeypatch.setattr(stem, "LARGEST_SAMPLE", 9 * 9 * 4)  # the packed image's own elements
     agree(conv2d(x, weight), conv2d_ref, x, weight)
-    assert [y.is_contiguous(memory_format=NHWC) for y in seen] == [False, True]
-
-
-class _Watched:
-    """A kernel, and what it is launched on first."""
-
-    def __init__(self, kernel, seen):
-        self.kernel, self.seen = kernel, seen
-
-    def __getitem__(self, grid):
-        return lambda x, *rest, **options: self.seen.append(x) or self.kernel[grid](x, *rest, **options)
+    assert [y.is_contiguous(memory_format=NHWC) for y, _ in launched] == [False, True]
 
 
 def test_a_packed_image_of_more_than_2_to_the_31_elements_is_refused(device):
