@@ -1,13 +1,13 @@
-"""Which networks unit_fast takes as they are: one of each kind that torchvision, timm and transformers have.
+"""Which networks unit_fast takes as they are: of many kinds that torchvision, timm and transformers have.
 
     python -m benchmarks.zoo                       # all that are installed, a process each, two at once
-    python -m benchmarks.zoo --only timm:vit --jobs 4
+    python -m benchmarks.zoo --only "timm:vit*" --jobs 4
     python -m benchmarks.zoo --until compiled      # with that step too, which takes longer than the others together
     python -m benchmarks.zoo --one timm:resnet10t  # one, here: what it says as JSON
 
-Needs the extra "zoo"; what is not installed is left out. Weights are random,
-so nothing here says how well a network is sanitised; only whether it is, and whether that is right. Each goes through
-these steps, in order, and one that fails is followed by the others where they can do without it:
+Needs the extra "zoo"; what is not installed is left out. Weights are random, so nothing here says how well a network is
+sanitised; only whether it is, and whether that is right. Each goes through these steps, in order, and one that fails is
+followed by the others where they can do without it:
 
 captured   a plain graph, with sites
 identity   with bounds at the largest activations of two samples, these get the very outputs of the model
@@ -16,7 +16,8 @@ onnx       ``export_onnx``, verified in ONNX Runtime
 openvino   the file in OpenVINO: as the sanitised graph
 compiled   ``sanitize(backend="compile")``, warmed up for one sample and two: as the sanitised graph
 
-Results go to ``results/zoo.json``, network by network; those that are there from the same versions are kept.
+Results go to ``results/zoo.json``, network by network. Those that are there from the same versions of the libraries are
+kept, whatever of unit_fast has changed since: delete the file to try all anew.
 """
 
 import argparse
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = _kept(options.out)
     done = {name for name, row in rows.items() if STEPS.index(row["until"]) >= STEPS.index(options.until)}
     wanted = [name for name in NETWORKS if fnmatchcase(name, options.only) and find_spec(name.split(":")[0])]
+    if not wanted:
+        parser.error(f"--only {options.only!r} matches no network that is installed; names are such as {NETWORKS[0]}")
     with ThreadPoolExecutor(options.jobs) as pool:
         started = [pool.submit(_in_a_process, name, options.until) for name in wanted if name not in done]
         for name, row in (future.result() for future in as_completed(started)):

@@ -121,6 +121,14 @@ def test_every_installed_network_has_a_row_and_what_is_there_is_kept(processes, 
     assert TABLES["zoo_networks"]()[1] == ["good (torch)", "3", "2", "1"]
 
 
+def test_a_pattern_that_matches_nothing_is_refused(processes, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        zoo.main(["--out", str(tmp_path), "--only", "torch:god"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--only 'torch:god' matches no network that is installed; names are such as torch:good" in said
+    assert processes == []
+
+
 def test_networks_are_told_apart_by_their_library():
     assert len(set(zoo_networks.NETWORKS)) == len(zoo_networks.NETWORKS)
     assert {name.split(":")[0] for name in zoo_networks.NETWORKS} == set(zoo_networks._SOURCES)
