@@ -9,7 +9,6 @@ for several images. Where the bound is alike for all of a window, the largest va
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -142,8 +141,13 @@ def images_a_program(tiles: int, batch: int, taps: int) -> int:
 
 
 def keeps_order(act: str, alpha: float) -> bool:
-    """Whether the activation, as the kernels name it, never takes the larger of two values to a smaller one, or NaN."""
-    sloped = (act == "leaky_relu" and 0 < alpha < math.inf) or (act == "elu" and 0 <= alpha < math.inf)
+    """Whether the activation, as the kernels name it, never takes the larger of two values to a smaller one, or NaN.
+
+    ``alpha`` is what float32 makes of it: one too small for that is zero there, and infinity times zero is NaN.
+    """
+    limits = torch.finfo(torch.float32)
+    least = {"leaky_relu": limits.smallest_normal, "elu": 0}
+    sloped = act in least and least[act] <= alpha <= limits.max
     return sloped or act in ("identity", "relu", "hardtanh")
 
 

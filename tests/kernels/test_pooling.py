@@ -71,7 +71,7 @@ def test_images_a_program(tiles, batch, taps, images):
 
 @given(
     act=st.sampled_from(sorted(ACTIVATION_DEFAULTS)),
-    alpha=st.floats(-2, 2),
+    alpha=st.floats(-2, 2) | st.sampled_from([0.0, 1e-46, 1e-40, 1e38, 1e39, math.inf]),
     values=st.tuples(*[st.floats(-5, 5) | st.sampled_from([-math.inf, math.inf])] * 2),
 )
 def test_what_keeps_order_does(act, alpha, values):
@@ -99,7 +99,7 @@ def test_a_bound_a_row_of_a_single_column_of_a_single_channel_clamps(device):
     assert torch.equal(max_pool2d(x, None, bound, (1, 1)), bound.expand(2, 1, 5, 1))
 
 
-@pytest.mark.parametrize("alpha", [0.0, math.inf])
+@pytest.mark.parametrize("alpha", [0.0, 1e-55, math.inf])
 def test_a_slope_that_makes_nan_of_infinity_is_seen(alpha, device):
     x = torch.tensor([-math.inf, 1.0, 0.0, 1.0], device=device).view(1, 1, 1, 4)
     arguments = (x, None, None, (1, 2), (1, 1), (0, 0), (1, 1), False, "leaky_relu", (alpha,))
