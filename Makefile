@@ -6,9 +6,10 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEMO_OUTPUT ?= demo-output
 PYTEST_ARGS ?=
+SEARCH ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-triton36 lint clean
+.PHONY: help install demo test search test-triton36 lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +26,11 @@ lint: $(INSTALLED) ## ruff (style and format) and mypy --strict
 # One thread a worker: workers that each start a thread a core slow each other down many times over.
 test: lint ## lint, then every test, a worker a core; PYTEST_ARGS="-k cli" runs some
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
+
+# What it finds is a defect: mend it, and keep the example in the test that found it.
+search: $(INSTALLED) ## the property tests with SEARCH (20) times their examples, at random: new ones in every run
+	@SEARCH=$(SEARCH) OMP_NUM_THREADS=1 $(PY) -m pytest -q -m hypothesis --timeout 0 -n logical --maxprocesses 8 \
+	    --dist worksteal $(PYTEST_ARGS)
 
 # The oldest Triton that is supported; its interpreter does not know numpy 2.4.
 test-triton36: ## the kernels' tests with Triton 3.6, in an environment of their own

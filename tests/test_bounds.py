@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.properties import examples
 from unit_fast.bounds import Bounds, CleanActivations, _checksum, bound_shape
 from unit_fast.errors import BoundsMismatchError, UnitFastError
 from unit_fast.fingerprint import Fingerprint
@@ -213,7 +214,7 @@ def test_damaged_files_are_refused(tmp_path, damage, message):
         Bounds.load(path)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(150)
 @given(data=st.data())
 def test_no_changed_byte_goes_unnoticed_in_the_bounds(tmp_path, data):
     path = make("channel").save(tmp_path / "bounds.safetensors")

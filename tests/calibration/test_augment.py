@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from unit_fast.calibration.augment import augment
 
 
@@ -12,7 +13,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     count=st.integers(1, 5),
     shape=st.sampled_from([(3,), (4, 6), (3, 8, 8), (1, 32, 20), (2, 3, 4, 5)]),

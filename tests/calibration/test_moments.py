@@ -5,10 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.properties import examples
 from unit_fast.calibration.moments import StreamingMoments
 from unit_fast.errors import DataError
 
@@ -35,7 +36,7 @@ def assert_moments(moments: StreamingMoments, values: np.ndarray) -> None:
     np.testing.assert_array_equal(moments.maximum.numpy(), truth.max(0))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(rows, st.lists(st.integers(0, 12), max_size=4))
 def test_any_cut_into_batches_gives_the_moments_of_the_whole(values: np.ndarray, cuts: list[int]) -> None:
     edges = sorted({0, len(values), *(min(cut, len(values)) for cut in cuts)})
@@ -43,7 +44,7 @@ def test_any_cut_into_batches_gives_the_moments_of_the_whole(values: np.ndarray,
     assert_moments(seen(*batches), values)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(rows, st.permutations(range(4)))
 def test_merges_in_any_order_give_the_moments_of_the_whole(values: np.ndarray, order: list[int]) -> None:
     parts = [seen(torch.from_numpy(part)) for part in np.array_split(values, 4)]

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from unit_fast.calibration.quantiles import QuantileSketch, rank_error_bound
 from unit_fast.errors import DataError, UnitFastError
 
@@ -94,7 +95,7 @@ def test_likely_rank_error_holds_over_seeds() -> None:
     assert beyond <= 10
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     st.lists(st.integers(0, 700), min_size=2, max_size=5),
     st.permutations(range(5)),

@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from unit_fast.bounds import Granularity
 from unit_fast.errors import ParityError
 from unit_fast.export import ExportError
@@ -67,7 +68,7 @@ NUMBERS = st.one_of(
 SHAPES = {"tensor": (), "channel": (3, 1, 1), "neuron": (3, 2, 2)}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(
     activation=st.sampled_from(sorted(ACTIVATIONS)),
     granularity=st.sampled_from(sorted(SHAPES)),

@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.export.models import bounds_for, made_bounds, make
 from tests.export.random_nets import DrawnBounds, DrawnNet, RandomCase
+from tests.properties import examples
 from unit_fast.bounds import Granularity
 from unit_fast.errors import ParityError
 from unit_fast.export import ExportError, OnnxRuntimeModel, export_onnx, parity
@@ -24,7 +25,7 @@ from unit_fast.export.reference import Case
 from unit_fast.runtime import sanitize
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(200)
 @given(st.floats(min_value=0, width=32) | st.sampled_from([65504.0, 65505.0, 1e-40, 6e-8, 1.0, 0.1, float("inf")]))
 def test_bounds_are_rounded_to_the_next_float16_below(bound: float) -> None:
     rounded = round_down(torch.tensor(bound))

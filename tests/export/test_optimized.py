@@ -7,12 +7,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from onnx import helper, numpy_helper
 from torch import nn
 
 from tests.export.models import bounds_for, made_bounds, make
 from tests.export.random_nets import JOINED, RESIDUAL, DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
+from tests.properties import examples
 from unit_fast.errors import DataError, ParityError
 from unit_fast.export import ExportError, OnnxRuntimeModel, export_onnx, optimize_onnx, optimized, triton_repository
 from unit_fast.export.options import Options
@@ -43,7 +44,7 @@ def portable(tmp_path: Path) -> Path:
     return exported(model, images, made_bounds("resnet", "neuron"), tmp_path / "model.onnx")
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(6)
 @given(net=drawn_nets(), bounds=drawn_bounds())
 @example(net=JOINED, bounds=DrawnBounds("neuron", (None, 0.0, None, 1e-40)))
 @example(net=RESIDUAL, bounds=DrawnBounds("neuron", (None, 0.0, float("inf"), -1.0)))

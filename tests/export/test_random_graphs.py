@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.export.random_nets import JOINED, RESIDUAL, DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
+from tests.properties import examples
 from unit_fast.export import OnnxRuntimeModel
 from unit_fast.export.options import Options
 from unit_fast.export.pipeline import export_graph
@@ -18,7 +19,7 @@ FORMS = [
 
 
 @pytest.mark.filterwarnings("ignore::unit_fast.export.errors.SaturationWarning")  # 1e30 is out of reach
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(4)
 @given(net=drawn_nets(), bounds=drawn_bounds(), form=st.sampled_from(FORMS))
 @example(net=JOINED, bounds=DrawnBounds("channel", (None, 0.0, None, 1e-40)), form=("auto", "onnxruntime"))
 @example(net=RESIDUAL, bounds=DrawnBounds("channel", (None, 0.0, None, None)), form=("folded", "generic"))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from benchmarks.models import available
 from benchmarks.models import make as make_benchmark
@@ -10,6 +10,7 @@ from tests.export.models import ARCHITECTURES, made_bounds, make
 from tests.export.random_nets import RandomCase, drawn_bounds, drawn_nets
 from tests.fusion.fusing import fused_like, operators, sanitised
 from tests.networks import PlainVGG, SmallResNet, randomised
+from tests.properties import examples
 from unit_fast.capture import capture
 from unit_fast.fusion.fuse import fuse
 from unit_fast.runtime.program import clamp_nodes
@@ -74,7 +75,7 @@ def test_an_unbounded_graph_is_fused_too():
     assert fused_like(capture(model, x), x)["unit_fast.conv2d"] == 6
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(8)
 @given(net=drawn_nets(), bounds=drawn_bounds())
 def test_drawn_networks_with_drawn_bounds(net, bounds):
     case = RandomCase(net)

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
+from tests.properties import examples
 from unit_fast.kernels import conv2d as module
 from unit_fast.kernels.checks import conv_size
 from unit_fast.kernels.configs import LINEAR
@@ -24,7 +25,7 @@ NHWC = torch.channels_last
 pairs = st.tuples(st.integers(1, 2), st.integers(1, 2))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES))
 def test_any_combination_agrees_with_the_reference(data, dtype, randn, agree, device):
     batch, height, width = data.draw(st.sampled_from([(1, 1, 1), (2, 5, 7), (3, 6, 4), (1, 9, 9)]), label="batch, map")

@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
 
+from tests.properties import examples
 from unit_fast.kernels import linear as linear_module
 from unit_fast.kernels.configs import LINEAR
 from unit_fast.kernels.conv2d import conv2d
@@ -25,7 +26,7 @@ TMA, POINTER, STREAM = (next(c for c in LINEAR[90] if c.loader == loader) for lo
 BATCHES = ((1,), (6,), (42,), (123,), (1, 1), (3, 7), (2, 5, 13))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@examples(50)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES))
 def test_any_combination_agrees_with_the_reference(data, dtype, randn, agree, device):
     batch = data.draw(st.sampled_from(BATCHES), label="batch")

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.properties import examples
 from unit_fast.kernels import ops
 from unit_fast.kernels.ops import clamp_bound
 
@@ -166,7 +167,7 @@ def test_opcheck(x_shape, bound_shape):
     torch.library.opcheck(OP, (x.requires_grad_(), bound.requires_grad_()))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     sizes=st.lists(st.integers(0, 5), min_size=1, max_size=4),
     kept=st.lists(st.booleans(), max_size=3),

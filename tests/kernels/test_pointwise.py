@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
+from tests.properties import examples
 from unit_fast.kernels import pointwise
 from unit_fast.kernels.configs import PointwiseConfig
 from unit_fast.kernels.reference import ACTIVATION_DEFAULTS, epilogue_ref, memory_format_of
@@ -29,7 +30,7 @@ SAMPLES = {  # id: (sample, a shape per kind of operand)
 dtypes = st.sampled_from(DTYPES)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@examples(80)
 @given(data=st.data(), dtype=dtypes, batch=st.sampled_from([1, 2, 7]))
 def test_any_combination_agrees_with_the_reference(data, dtype, batch, randn, agree):
     sample, shapes = SAMPLES[data.draw(st.sampled_from(sorted(SAMPLES)), label="sample")]

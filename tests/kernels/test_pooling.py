@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from unit_fast.kernels import pooling
 from unit_fast.kernels.checks import check_max_pool2d
 from unit_fast.kernels.configs import activation_constants
@@ -69,6 +70,7 @@ def test_images_a_program(tiles, batch, taps, images):
     assert images_a_program(tiles, batch, taps) == images
 
 
+@examples(200)
 @given(
     act=st.sampled_from(sorted(ACTIVATION_DEFAULTS)),
     alpha=st.floats(-2, 2) | st.sampled_from([0.0, 1e-46, 1e-40, 1e38, 1e39, math.inf]),
@@ -114,7 +116,7 @@ def test_nan_and_infinities_are_torch_s(device):
         torch.testing.assert_close(max_pool2d(x, None, None, kernel), expected, rtol=0, atol=0, equal_nan=True)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     size=st.integers(1, 20),
     kernel=st.integers(1, 5),

@@ -6,12 +6,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.export.models import bounds_for
 from tests.export.random_nets import DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
+from tests.properties import examples
 from unit_fast.bounds import Granularity
 from unit_fast.export import export_onnx
 from unit_fast.export.flat import FlatGraph, evaluate_sites
@@ -32,7 +33,7 @@ def assert_equal(graph: FlatGraph, result: FoldResult, inputs: Tensor) -> None:
         torch.testing.assert_close(scaled, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@examples(12)
 @given(net=drawn_nets(), bounds=st.lists(drawn_bounds(), min_size=6, max_size=6))
 @example(DrawnNet((("plain", "relu", "identity"),) * 4, "flatten"), [DrawnBounds("channel", (None, 0.0, None, 0.3))])
 @example(

@@ -3,9 +3,10 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from unit_fast.export.picture.layers import Drawing, Metrics, arrange
 
 METRICS = Metrics()
@@ -50,7 +51,7 @@ def check(drawing: Drawing, sources: Sequence[Sequence[int]]) -> None:
             assert (x, y - half_height) in reached, f"no line leads from {source} to {box}"
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(graphs())
 def test_boxes_keep_apart_and_lines_lead_where_they_should(sources: list[list[int]]) -> None:
     check(arrange(sources), sources)

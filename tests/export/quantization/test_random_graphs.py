@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import Phase, example, given
 from hypothesis import strategies as st
 from onnx import helper
 from torch import Tensor
@@ -22,6 +22,7 @@ from tests.export.random_nets import (
     drawn_bounds,
     drawn_nets,
 )
+from tests.properties import examples
 from unit_fast.errors import ParityError
 from unit_fast.export import OnnxRuntimeModel
 from unit_fast.export.flat import in_dtype
@@ -46,10 +47,7 @@ PLAIN_BOUNDS = (None, None, None, None)
 
 
 @pytest.mark.filterwarnings("ignore::unit_fast.errors.UnitFastWarning")
-@settings(
-    max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate],
-)  # fmt: skip
+@examples(2, phases=[Phase.explicit, Phase.generate])
 @given(net=drawn_nets(), bounds=drawn_bounds(), form=st.sampled_from(["auto", "min", "folded"]))
 @example(net=SKIPPED, bounds=DrawnBounds("channel", PLAIN_BOUNDS), form="auto")
 @example(net=DEEP, bounds=DrawnBounds("neuron", PLAIN_BOUNDS), form="auto")

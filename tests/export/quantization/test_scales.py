@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.properties import examples
 from unit_fast.export.quantization.scales import (
     LEVELS,
     Quantizer,
@@ -31,7 +32,7 @@ def quantised(values: np.ndarray, quantizer: Quantizer) -> np.ndarray:
     return (integers.astype(np.int32) - int(quantizer.zero_point)).astype(np.float32) * quantizer.scale
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     bound=hnp.arrays(np.float32, st.integers(1, 6), elements=BOUNDS),
     lower=st.one_of(st.just(0.0), st.floats(-50, 0, width=32)),
