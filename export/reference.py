@@ -123,12 +123,12 @@ def reference_cases(
 
 def _sharing_rounding(cases: list[Case]) -> tuple[Case, ...]:
     """The error seen in a batch of one is one of few values: batches of the same scale share the largest."""
-    largest: dict[tuple[str, str], float] = {}
+    shared: dict[tuple[str, str], float] = {}
     for case in cases:
         for what, error in case.rounding.items():
             key = (case.name, what)
-            largest[key] = max(error, largest.get(key, 0.0))
-    return tuple(replace(case, rounding={what: largest[case.name, what] for what in case.rounding}) for case in cases)
+            shared[key] = max(error, shared.get(key, 0.0))
+    return tuple(replace(case, rounding={what: shared[case.name, what] for what in case.rounding}) for case in cases)
 
 
 def widened(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -163,7 +163,7 @@ def _rounding(
         rescaled = {site: value * written.scales.get(site, 1.0) for site, value in clamped.items()}
         found.append(_named(outputs, made, rescaled))
     return {
-        what: max((values[what].double() - value).abs().max().item() for values in found)
+        what: max(largest(values[what] - value) for values in found)
         for what, value in truth.items()
         if value.is_floating_point() and value.numel()
     }
@@ -198,9 +198,15 @@ def _cancels(before: Tensor, after: Tensor, limit: float) -> bool:
     """Whether a clamp that leaves something gets more than ``limit`` times as much."""
     if not after.numel():
         return False
-    largest = after.abs().max().item()
-    return largest > 0 and before.abs().max().item() > limit * largest
+    most = largest(after)
+    return most > 0 and largest(before) > limit * most
 
 
 def _overflows(value: Tensor) -> bool:
-    return value.is_floating_point() and not bool(torch.isfinite(value).all())
+    return value.is_floating_point() and value.numel() > 0 and not math.isfinite(largest(value))
+
+
+def largest(values: Tensor) -> float:
+    """The largest magnitude; NaN where there is one. One pass: activations are large, and compared some fifty times."""
+    least, most = values.aminmax()
+    return max(abs(least.item()), abs(most.item()))
