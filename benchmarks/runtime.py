@@ -112,8 +112,13 @@ def _monitored(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor]
 
 
 def _inspected(model: nn.Module, x: Tensor, bounds: Bounds) -> Callable[[Tensor], Any]:
-    fast = uf.sanitize(model, bounds, x, backend="compile")
+    fast = _able_to_tell(model, bounds, x).warmup(BATCHES, inspect=True)
     return lambda batch: fast.inspect(batch)[0]
+
+
+def _able_to_tell(model: nn.Module, bounds: Bounds, x: Tensor) -> uf.SanitizedModel:
+    """With readings of clean samples, without which ``inspect`` leaves out half of its work."""
+    return uf.sanitize(model, bounds, x, backend="compile").fit_threshold([x])
 
 
 PROVIDERS: dict[str, Callable[[nn.Module, Tensor, Bounds], Callable[[Tensor], Any]]] = {
@@ -267,7 +272,7 @@ WATCHED = ("alone", "monitor", "inspect")
 def watched() -> Mapping[str, Call]:
     """A call that only gives the output, and those that also look for triggers, "WAY BATCH"; all in one process."""
     model, x = make(MODEL)
-    fast = uf.sanitize(model, make_bounds(model, x, "neuron"), x, backend="compile").warmup(BATCHES, monitor=True)
+    fast = _able_to_tell(model, make_bounds(model, x, "neuron"), x).warmup(BATCHES, monitor=True, inspect=True)
     ways: tuple[Callable[[Tensor], Any], ...] = (fast, fast.monitor, fast.inspect)
     calls: dict[str, Call] = {}
     for batch in BATCHES:

@@ -50,6 +50,9 @@ def candidate(name, seconds, error=None, missing=None):
                 call = self.program.example.of_size(size)
                 self(*call.args)
 
+        def warm_inspect(self, batch_sizes):
+            self.inspected = list(batch_sizes)
+
         def explain(self):
             return [SiteNote(site, "all", name, "") for site in self.program.bounds]
 

@@ -137,6 +137,20 @@ def test_what_is_never_chosen_is_let_go(choosing):
     assert list(auto._made) == ["compile"]
 
 
+def test_what_reads_the_clamps_is_kept(choosing):
+    auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01))
+    auto.warmup([1], monitor=True)
+    auto.warmup([2])
+    assert set(auto._made) == {"compile", "onnxruntime"}
+    auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01))
+    auto.warmup([1])
+    auto.warm_inspect([1])
+    inspecting = auto._made["compile"]
+    auto.warmup([2])
+    assert auto._made["compile"] is inspecting
+    assert inspecting.inspected == [1]
+
+
 @pytest.mark.parametrize("error", [ParityError("off by 0.3"), BackendUnavailableError("no such operator")], ids=repr)
 def test_what_fails_is_dropped_with_a_warning(choosing, error):
     auto = choosing(candidate("compile", 0.02), candidate("onnxruntime", 0.01, error))

@@ -60,6 +60,15 @@ def test_after_three_sizes_all_others_run_what_is_compiled(fast, eager, compilat
     assert compilations == []
 
 
+def test_after_inspection_was_warmed_up_these_sizes_have_code_of_their_own(model, bounds, eager, compilations):
+    fast = uf.sanitize(model, bounds, images(1), backend="compile").warmup([1, 3], inspect=True)
+    compilations.clear()
+    for batch in (1, 3):
+        agree(fast.inspect(images(batch))[0], eager(images(batch)))
+    assert compilations == []
+    assert fast._runner()._inspecting().compiled_for.startswith("batch 1, 3,")
+
+
 def test_no_mode_of_the_caller_compiles_again(fast, eager, compilations):
     expected = eager(images(3))
     with torch.inference_mode():

@@ -1,6 +1,7 @@
 """Measures of what the clamps took away, and thresholds on them, against counting by hand."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import unit_fast as uf
 from tests.networks import SmallResNet, randomised
 from tests.runtime.networks import bounds_of, images
 from unit_fast.bounds import CleanReadings
-from unit_fast.runtime.threshold import measures
+from unit_fast.runtime.threshold import measures, unusable, usual_excess
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,34 @@ def test_excess_is_that_of_the_worst_activation_in_units_of_clean_ones(model, fa
     expected = (furthest(x) / furthest(images(40)).mean(0)).amax(1)
     torch.testing.assert_close(found["excess"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["saturation"], fast.monitor(x)[1])
+
+
+def test_what_is_usual_is_read_once_and_again_when_it_is_learned_anew(model, fast, monkeypatch):
+    fast = uf.sanitize(model, fast.bounds, images(1), backend="eager").fit_threshold([images(40)])
+    read = []
+    monkeypatch.setattr(
+        "unit_fast.runtime.model.usual_excess", lambda bounds: read.append(bounds.readings) or usual_excess(bounds)
+    )
+    x = 3 * images(6)
+    first = fast.inspect(x)[1]["excess"]
+    assert torch.equal(fast.inspect(x)[1]["excess"], first)
+    assert len(read) == 1
+    again = fast.fit_threshold([2 * images(40)]).inspect(x)[1]["excess"]
+    assert len(read) == 2
+    assert bool((again < first).any())
+
+
+@pytest.mark.parametrize("infinities", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_unusable_samples_are_found_by_their_values(dtype, infinities):
+    """Whatever they sum to: infinities of both signs to NaN, large finite values to infinity."""
+    largest = torch.finfo(dtype).max
+    rows = [[1.0, 2.0], [torch.nan, 1.0], [torch.inf, 1.0], [-torch.inf, torch.inf], [largest, largest]]
+    for chosen in itertools.chain.from_iterable(itertools.combinations(rows, count) for count in (1, 2, 5)):
+        x = torch.tensor(chosen, dtype=dtype)
+        expected = x.isnan().any(1) | (x.isinf().any(1) & (not infinities))
+        found = unusable([x, "no tensor", torch.ones(9)], infinities, len(x), x.device)
+        assert (torch.zeros(len(x), dtype=torch.bool) if found is None else found).equal(expected)
 
 
 def test_without_clean_readings_there_is_no_excess_and_no_threshold(fast):
@@ -140,7 +169,7 @@ def test_a_sample_that_holds_no_numbers_raises_the_alarm(fitted, monkeypatch, va
     x[1, :, 2] = value
     if hidden:  # as oneDNN's ReLU, which makes 0 of NaN
         output, counts, excess = fitted._runner().inspect(images(3))
-        monkeypatch.setattr(fitted, "_inspector", lambda: lambda *_: (output, counts, excess))
+        monkeypatch.setattr(fitted._runner(), "inspect", lambda *_: (output, counts, excess))
     excess = fitted.inspect(x)[1]["excess"]
     assert (excess == torch.inf).tolist() == [False, True, False]
     assert (excess > fitted.threshold(0.1, of="excess"))[1]
@@ -149,7 +178,7 @@ def test_a_sample_that_holds_no_numbers_raises_the_alarm(fitted, monkeypatch, va
 def test_nan_that_arises_within_raises_the_alarm(fitted):
     _, counts, excess = fitted._runner().inspect(images(3))
     excess[1, 0] = torch.nan
-    assert measures(counts, excess, fitted.bounds, 100)["excess"].isinf().tolist() == [False, True, False]
+    assert measures(counts, excess, usual_excess(fitted.bounds), 100)["excess"].isinf().tolist() == [False, True, False]
 
 
 class Masked(nn.Module):

@@ -85,6 +85,7 @@ class Automatic:
             (name for name, kind in self._candidates.items() if hasattr(kind, "inspect")), self._first
         )
         self._made: dict[str, Runner] = {}
+        self._reading: set[str] = set()  # those that were warmed up to read the clamps
         self._lock = threading.Lock()
         self._dropped: dict[str, str] = {}
         self._refused: set[Key] = set()
@@ -132,12 +133,19 @@ class Automatic:
             self._choices = {**self._choices, size: choice}  # others may be reading the old ones
             if monitor:
                 self.monitor(*call.args, **call.kwargs)
-        needed = {choice.name for choice in self._choices.values()} | ({self._first} if monitor else set())
+        if monitor:
+            self._reading.add(self._first)
+        needed = {choice.name for choice in self._choices.values()} | self._reading
         with self._lock:  # the rest is only memory
             self._made = {name: runner for name, runner in self._made.items() if name in needed}
             self._for_all = self._alone()
         if self._device.type == "cuda":
             gc.collect()  # captured graphs hold memory of the GPU, and refer to what made them
+
+    def warm_inspect(self, batch_sizes: Sequence[int]) -> None:
+        """Compile ``inspect`` for these batch sizes."""
+        self._reading.add(self._inspecting)
+        self._by_choice(self._inspecting, "warm_inspect", (batch_sizes,), {})
 
     def explain(self) -> list[SiteNote]:
         """What was chosen for each batch size, by which measurement."""

@@ -87,21 +87,16 @@ class Compiled:
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
         """The model's output, the counts, and the largest excess over a bound, (N, sites) each."""
-        with self._lock:
-            if self._with_excess is None:
-                self._with_excess = self._graph(self._program.inspecting, (-2,))
-        output, counts, excess = self._with_excess(args, kwargs)
+        output, counts, excess = self._inspecting()(args, kwargs)
         return output, counts, excess
 
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Compile for these batch sizes, and compare with the reference."""
-        on_gpu = any(tensor.is_cuda for tensor in self._program.example.tensors())
-        # Of CUDA graphs the largest first: its memory serves the others.
-        for size in sorted(set(batch_sizes), reverse=True) if on_gpu else batch_sizes:
-            call = self._program.example.of_size(size)
-            self._output.warm(call.args, call.kwargs)
-            if monitor:
-                self._counting().warm(call.args, call.kwargs)
+        self._warm(batch_sizes, self._output, *([self._counting()] if monitor else []))
+
+    def warm_inspect(self, batch_sizes: Sequence[int]) -> None:
+        """The same for ``inspect``."""
+        self._warm(batch_sizes, self._inspecting())
 
     def explain(self) -> list[SiteNote]:
         """Inductor fuses what is pointwise."""
@@ -111,11 +106,25 @@ class Compiled:
             for site in self._program.bounds
         ]
 
+    def _warm(self, batch_sizes: Sequence[int], *graphs: "CompiledGraph") -> None:
+        on_gpu = any(tensor.is_cuda for tensor in self._program.example.tensors())
+        # Of CUDA graphs the largest first: its memory serves the others.
+        for size in sorted(set(batch_sizes), reverse=True) if on_gpu else batch_sizes:
+            call = self._program.example.of_size(size)
+            for graph in graphs:
+                graph.warm(call.args, call.kwargs)
+
     def _counting(self) -> "CompiledGraph":
         with self._lock:
             if self._with_counts is None:
                 self._with_counts = self._graph(self._program.counting, (-1,))
             return self._with_counts
+
+    def _inspecting(self) -> "CompiledGraph":
+        with self._lock:
+            if self._with_excess is None:
+                self._with_excess = self._graph(self._program.inspecting, (-2,))
+            return self._with_excess
 
     def _graph(self, module: fx.GraphModule, counts: Collection[int] = ()) -> "CompiledGraph":
         return CompiledGraph(module, self._program.example, self._constants, counts, self._maps)

@@ -38,6 +38,9 @@ class Eager:
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Nothing is there to prepare."""
 
+    def warm_inspect(self, batch_sizes: Sequence[int]) -> None:
+        """Nor here."""
+
     def explain(self) -> list[SiteNote]:
         """Every operator runs on its own."""
         return [SiteNote(site, "nothing", "torch, eagerly", "backend eager") for site in self._program.bounds]

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,8 +25,8 @@ from unit_fast.runtime.compiled import Compiled
 from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import as_text
 from unit_fast.runtime.program import Program
-from unit_fast.runtime.runner import Runner
-from unit_fast.runtime.threshold import measures, saturation, threshold, unusable
+from unit_fast.runtime.runner import Inspector, Runner
+from unit_fast.runtime.threshold import measures, saturation, threshold, unusable, usual_excess
 from unit_fast.runtime.weights import Weights
 
 
@@ -63,7 +63,8 @@ class SanitizedModel(nn.Module):
         self._lock = threading.Lock()
         self._built: tuple[Weights, Runner] | None = None
         self._fixed = False
-        self._beside: tuple[Runner, Compiled | Eager] | None = None
+        self._beside: tuple[Runner, Inspector] | None = None
+        self._usual: tuple[Bounds, torch.device, Tensor] | None = None
         self.backend = choose(self._wanted, self._device(), self._weights_dtype())
         self.eval()
 
@@ -76,18 +77,24 @@ class SanitizedModel(nn.Module):
         self._look_at_sizes(args, kwargs, stacklevel=5)  # two of nn.Module's lie between
         return output
 
-    def warmup(self, batch_sizes: Iterable[int] = (1,), *, monitor: bool = False) -> "SanitizedModel":
+    def warmup(
+        self, batch_sizes: Iterable[int] = (1,), *, monitor: bool = False, inspect: bool = False
+    ) -> "SanitizedModel":
         """Do now what the first call of these batch sizes would have to do: compile, verify, measure; returns self.
 
         Args:
             batch_sizes: positive. On the CPU the first four above 1 are each compiled alone, which may take the
                 weights' memory once more; all others share what is compiled.
             monitor: the same for :meth:`monitor`.
+            inspect: the same for :meth:`inspect`.
 
         Raises:
             UnitFastError: they are no positive whole numbers.
         """
-        self._runner().warmup(_checked_sizes(batch_sizes), monitor)
+        sizes = _checked_sizes(batch_sizes)
+        self._runner().warmup(sizes, monitor)
+        if inspect:
+            self._inspector().warm_inspect(sizes)
         return self
 
     def monitor(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
@@ -109,11 +116,12 @@ class SanitizedModel(nn.Module):
         unless those of the example are too. It needs bounds with clean readings; without them it is missing. Runs by
         torch.compile where that is possible, whatever the backend, else eagerly.
         """
-        output, counts, excess = self._inspector()(*self._cast_all(args), **self._cast_all(kwargs))
+        output, counts, excess = self._inspector().inspect(*self._cast_all(args), **self._cast_all(kwargs))
         self._look_at_sizes(args, kwargs)
         bad = unusable(pytree.tree_leaves((args, kwargs)), self._infinities, len(excess), excess.device)
-        excess = excess.masked_fill(bad[:, None], math.inf)
-        return output, measures(counts, excess, self.bounds, self._neurons)
+        if bad is not None:
+            excess = excess.masked_fill(bad[:, None], math.inf)
+        return output, measures(counts, excess, self._usual_excess(excess.device), self._neurons)
 
     def threshold(self, fpr: float = 0.01, of: str = "saturation") -> float:
         """The value of a measure that a clean sample exceeds with probability ``fpr`` at most.
@@ -176,7 +184,7 @@ class SanitizedModel(nn.Module):
 
     def _copy(self, copied: Callable[[Any], Any]) -> "SanitizedModel":
         clone = type(self).__new__(type(self))
-        own = {"_built": None, "_beside": None, "_lock": threading.Lock(), "bounds": self.bounds}
+        own = {"_built": None, "_beside": None, "_usual": None, "_lock": threading.Lock(), "bounds": self.bounds}
         built = self._current() if self._fixed else None
         clone.__dict__.update({name: own[name] if name in own else copied(value) for name, value in vars(self).items()})
         if built is not None:
@@ -241,17 +249,24 @@ class SanitizedModel(nn.Module):
     def _neurons(self) -> int:
         return neurons_per_sample(self.graph_module)
 
-    def _inspector(self) -> Callable[..., Any]:
+    def _usual_excess(self, device: torch.device) -> Tensor | None:
+        if self.bounds.readings is None:
+            return None
+        known = self._usual
+        if known is None or known[0] is not self.bounds or known[1] != device:
+            known = self._usual = self.bounds, device, usual_excess(self.bounds).to(device)
+        return known[2]
+
+    def _inspector(self) -> Inspector:
         runner = self._runner()
-        own: Callable[..., Any] | None = getattr(runner, "inspect", None)
-        if own is not None:
-            return own
+        if hasattr(runner, "inspect"):
+            return cast(Inspector, runner)
         with self._lock:
             if self._beside is None or self._beside[0] is not runner:
                 able = Compiled.unavailable(self._device(), self._weights_dtype()) is None
                 program = Program(self.graph_module, self.bounds, self._example)
                 self._beside = runner, (Compiled(program) if able else Eager(program))
-            return self._beside[1].inspect
+            return self._beside[1]
 
     def _weights_dtype(self) -> torch.dtype:
         floating = (tensor.dtype for tensor in self.graph_module.parameters() if tensor.is_floating_point())

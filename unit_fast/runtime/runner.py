@@ -40,3 +40,6 @@ class Inspector(Runner, Protocol):
 
     def inspect(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor, Tensor]:
         """What ``monitor`` returns, and (N, sites): how far the activation furthest above its bound lies above it."""
+
+    def warm_inspect(self, batch_sizes: Sequence[int]) -> None:
+        """Do now, for these batch sizes, what the first call of ``inspect`` would have to do."""

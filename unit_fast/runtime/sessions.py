@@ -88,6 +88,10 @@ class ExportedSession:
             if monitor:
                 self.monitor(*call.args, **call.kwargs)
 
+    def warm_inspect(self, batch_sizes: Sequence[int]) -> None:
+        """Compile for these batch sizes, and compare with the reference."""
+        self._counter.warm_inspect(batch_sizes)
+
     def explain(self) -> list[SiteNote]:
         """How each clamp was written, and why so."""
         return [SiteNote(site, f"{form} after the activation", self.runtime, why) for site, form, why in self._forms]

@@ -18,11 +18,8 @@ def saturation(counts: Tensor, neurons: int) -> Tensor:
     return counts.sum(1, dtype=torch.float32) / neurons
 
 
-def relative_excess(excess: Tensor, bounds: Bounds) -> Tensor:
-    """How far above its bound the worst activation lies, (N,) float32, from excess (N, sites).
-
-    In units of what is usual at its site: the mean excess of clean samples. 0 where nothing is clamped; NaN counts as
-    infinite, so that it raises an alarm.
+def usual_excess(bounds: Bounds) -> Tensor:
+    """What is usual at each site, (sites,) float32: the mean excess of clean samples. It reads all of the bounds.
 
     Raises:
         DataError: the bounds hold no clean readings.
@@ -30,8 +27,16 @@ def relative_excess(excess: Tensor, bounds: Bounds) -> Tensor:
     usual = require_readings(bounds).excess.mean(0)
     # A site that clean samples never saturate makes any excess suspicious, but not infinitely so.
     least = torch.stack([tensor[tensor.isfinite()].abs().mean() for tensor in bounds.tensors.values()]).nan_to_num(1.0)
-    scale = torch.maximum(usual, (1e-3 * least).clamp_min(1e-12)).to(excess.device)
-    return (excess / scale).amax(1).nan_to_num(math.inf, math.inf)
+    return torch.maximum(usual, (1e-3 * least).clamp_min(1e-12))
+
+
+def relative_excess(excess: Tensor, usual: Tensor) -> Tensor:
+    """How far above its bound the worst activation lies, (N,) float32, from excess (N, sites).
+
+    In units of what is :func:`usual <usual_excess>` at its site. 0 where nothing is clamped; NaN counts as infinite, so
+    that it raises an alarm.
+    """
+    return (excess / usual).amax(1).nan_to_num(math.inf, math.inf)
 
 
 def threshold(bounds: Bounds, neurons: int, fpr: float, of: str) -> float:
@@ -49,7 +54,10 @@ def threshold(bounds: Bounds, neurons: int, fpr: float, of: str) -> float:
     if isinstance(fpr, bool) or not isinstance(fpr, int | float) or not 0 < fpr < 1:
         raise UnitFastError(f"fpr={fpr!r}; expected a share of false alarms between 0 and 1, such as 0.01")
     readings = require_readings(bounds)
-    clean = saturation(readings.counts, neurons) if of == "saturation" else relative_excess(readings.excess, bounds)
+    if of == "saturation":
+        clean = saturation(readings.counts, neurons)
+    else:
+        clean = relative_excess(readings.excess, usual_excess(bounds))
     rank = math.ceil((1 - fpr) * (len(clean) + 1) - 1e-9)
     if rank > len(clean):
         raise DataError(
@@ -79,22 +87,30 @@ def require_readings(bounds: Bounds) -> CleanReadings:
     return bounds.readings
 
 
-def measures(counts: Tensor, excess: Tensor, bounds: Bounds, neurons: int) -> Mapping[str, Tensor]:
-    """Both measures by name, (N,) each; excess only where the bounds hold clean readings."""
+def measures(counts: Tensor, excess: Tensor, usual: Tensor | None, neurons: int) -> Mapping[str, Tensor]:
+    """Both measures by name, (N,) each; excess only where it is known what is usual."""
     found = {"saturation": saturation(counts, neurons)}
-    if bounds.readings is not None:
-        found["excess"] = relative_excess(excess, bounds)
+    if usual is not None:
+        found["excess"] = relative_excess(excess, usual)
     return found
 
 
-def unusable(inputs: Iterable[Any], infinities: bool, samples: int, device: torch.device) -> Tensor:
+def unusable(inputs: Iterable[Any], infinities: bool, samples: int, device: torch.device) -> Tensor | None:
     """Which of the samples, (N,) bool, hold NaN in an input, or infinity unless ``infinities`` are usual there.
+
+    None: none does.
 
     Activations do not tell: oneDNN's ReLU makes 0 of NaN.
     """
-    found = torch.zeros(samples, dtype=torch.bool, device=device)
+    found = None
     for leaf in inputs:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and len(leaf) == samples:
-            bad = leaf.isnan() if infinities else ~leaf.isfinite()
-            found |= (bad.flatten(1).any(1) if bad.ndim > 1 else bad).to(device)
+        if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and len(leaf) == samples):
+            continue
+        if leaf.device.type == "cpu":  # elsewhere it would have to be waited for
+            total = leaf.sum().item()
+            if math.isfinite(total) or (infinities and not math.isnan(total)):
+                continue
+        bad = leaf.isnan() if infinities else ~leaf.isfinite()
+        of_samples = (bad.flatten(1).any(1) if bad.ndim > 1 else bad).to(device)
+        found = of_samples if found is None else found | of_samples
     return found
