@@ -173,7 +173,8 @@ def test_opaque_objects_are_not_unpickled(tampered: Tamper, marker: Path, entry:
     )
     with contextlib.suppress(Exception):
         torch.export.load(evil)
-    the_danger_is_real(marker)
+    if not torch.__version__.startswith("2.11."):  # which knows no such objects yet
+        the_danger_is_real(marker)
 
     assert_refused(evil, marker, rf"holds '.*/{entry}'")
 

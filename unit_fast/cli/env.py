@@ -57,6 +57,10 @@ def _packages() -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":
+        import torch
+
+        return str(torch.__version__)  # with the build, 2.11.0+cu130, which not every wheel's metadata has
     try:
         return version(package)
     except PackageNotFoundError:
