@@ -275,3 +275,25 @@ def test_after_the_last_compilation_further_kinds_run_eagerly_with_a_warning(mod
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(fast(images(2) * 2), eager(images(2) * 2))
+
+
+class ConvsOnly(torch.nn.Module):
+    """Without a linear layer, whose packed weights keep it out of Inductor's cache on disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x)))
+
+
+def test_other_bounds_are_not_those_that_the_cache_on_disk_holds():
+    model, calm, driven = ConvsOnly().eval(), 1e-3 * images(3), 50 * images(3)
+    with fresh_cache():
+        for most in (100.0, 0.5):
+            bounds = bounds_of(model, images(2), "tensor", most)
+            fast = uf.sanitize(model, bounds, images(3), backend="compile")
+            fast(calm)  # what the first call is compared by, and no bound binds
+            agree(fast(driven), uf.sanitize(model, bounds, images(3), backend="eager")(driven))

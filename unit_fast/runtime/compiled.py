@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, FallbackWarning, ParityError
+from unit_fast.fingerprint import fingerprint
 from unit_fast.runtime.agreement import difference, judgeable
 from unit_fast.runtime.allocator import keep_freed_memory
 from unit_fast.runtime.calls import Call
@@ -310,6 +311,14 @@ class CompiledGraph:
         pack_bounds(module, self._maps)
         return module
 
+    @cached_property
+    def _identity(self) -> str:
+        """Keeps Inductor's cache on disk from giving this graph what it compiled for other bounds.
+
+        Inductor writes frozen numbers without a dimension into its code, and leaves them out of its key.
+        """
+        return fingerprint(self._laid_out).sha256
+
     def _compile(self, key: Key, inputs: Sequence[Tensor], batch: int, dynamic: bool) -> _Variant:
         if not self._on_gpu:
             keep_freed_memory()
@@ -357,7 +366,9 @@ class CompiledGraph:
         placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
         for node, fake in zip(placeholders, fakes, strict=True):
             node.meta["val"] = fake
-        with self._constants.sharing():
+        # torch adds patch to its config modules as they are imported.
+        tagged = torch.compiler.config.patch(cache_key_tag=self._identity)  # type: ignore[attr-defined]
+        with self._constants.sharing(), tagged:
             function = torch._inductor.compile(module, fakes, {"freezing": True, "cpp_wrapper": self._in_cpp})
         size = fakes[self._batched[0]].shape[0] if self._batched else batch
         symbol = size.node.expr if isinstance(size, torch.SymInt) else None
