@@ -70,7 +70,46 @@ ACTIVATIONS = {
     "gelu by erf": lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))),
     "gelu halved last": lambda x: x * (1.0 + torch.erf(x / math.sqrt(2.0))) * 0.5,
     "quick_gelu as CLIP has it": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu6 by clip": lambda x: torch.clip(x, 0, 6),
+    "relu by maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "relu by max with a tensor": lambda x: torch.max(x, x.new_zeros(())),
+    "relu by where": lambda x: torch.where(x > 0, x, 0.0),
+    "relu by a mask": lambda x: x * (x > 0).float(),
+    "relu by masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
+    "relu by assignment": lambda x: assigned(x),
+    "relu by absolute values": lambda x: (x + x.abs()) / 2,
+    "relu of the negative": lambda x: -x.clamp(max=0),
+    "leaky_relu by maximum": lambda x: torch.maximum(x, 0.1 * x),
+    "leaky_relu by where": lambda x: torch.where(x < 0, 0.1 * x, x),
+    "leaky_relu by two slopes": lambda x: 0.55 * x + 0.45 * x.abs(),
+    "leaky_relu around a relu": lambda x: 0.9 * F.relu(x) + 0.1 * x,
+    "elu by where": lambda x: torch.where(x > 0, x, torch.expm1(x)),
+    "softplus by its formula": lambda x: torch.log(1 + torch.exp(x)),
+    "silu by division": lambda x: x / (1 + torch.exp(-x)),
+    "silu by tanh": lambda x: 0.5 * x * (1 + torch.tanh(x / 2)),
+    "silu in float64": lambda x: (x.double() * torch.sigmoid(x.double())).float(),
+    "quick_gelu by division": lambda x: x * torch.sigmoid(x / 0.5875),
+    "mish by log1p": lambda x: x * torch.tanh(torch.log1p(torch.exp(x))),
+    "gelu with its gate made first": lambda x: x * (0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))),
+    "gelu halved by division": lambda x: x / 2.0 * (1.0 + torch.erf(x / math.sqrt(2.0))),
+    "gelu without brackets": lambda x: 0.5 * x + 0.5 * x * torch.erf(x / math.sqrt(2.0)),
+    "gelu by erfc": lambda x: 0.5 * x * torch.erfc(-x / math.sqrt(2.0)),
+    "gelu by ndtr": lambda x: x * torch.special.ndtr(x),
+    "gelu by square": lambda x: 0.5 * x * (1.0 + torch.tanh(0.7978845608 * x * (1.0 + 0.044715 * x.square()))),
+    "gelu by its constant's root": lambda x: x * 0.5 * (1.0 + torch.erf(x / torch.sqrt(torch.tensor(2.0)))),
+    "hardswish as MobileNetV3 has it": lambda x: x * F.relu6(x + 3.0) / 6.0,
+    "hardswish by its gate": lambda x: x * (F.relu6(x + 3.0) / 6.0),
+    "hardswish by clamp": lambda x: (x / 6.0 + 0.5).clamp(0.0, 1.0) * x,
+    "maximum of halves": lambda x: torch.max(*x.chunk(2, 1)),
+    "glu written out": lambda x: x[:, :2] * torch.sigmoid(x[:, 2:]),
+    "glu written out by chunk": lambda x: (lambda value, gate: torch.sigmoid(gate) * value)(*x.chunk(2, 1)),
 }
+
+
+def assigned(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[x < 0] = 0.0
+    return x
 
 
 class Activated(nn.Module):
@@ -94,12 +133,79 @@ def test_nonlinearities_are_sites(name):
         *(torch.sigmoid, torch.tanh, F.hardsigmoid, lambda x: F.softmax(x, 1), lambda x: x.clamp(max=1.0)),
         lambda x: x * (1.0 + torch.tanh(x.mean(1, keepdim=True))),
         lambda x: x * torch.sigmoid(1.702 * x.flip(1)),
+        lambda x: x * (F.relu6(x.mean(1, keepdim=True) + 3.0) / 6.0),
+        lambda x: x * (x.mean(1, keepdim=True) + 3.0).clamp(0.0, 6.0) * (1 / 6),
+        lambda x: 3.0 * x - 1.0,
+        lambda x: (x - x.mean(1, keepdim=True)) * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt(),
+        lambda x: x.exp() / x.exp().sum(1, keepdim=True),
+        lambda x: x / x.abs().amax(1, keepdim=True),
+        lambda x: x / torch.where((norm := x.norm(dim=1, keepdim=True)) > 1e-6, norm, 1e-6),
+        lambda x: torch.maximum(x, torch.tensor(torch.finfo(torch.float32).min)),
     ],
-    ids=["sigmoid", "tanh", "hardsigmoid", "softmax", "clamp from above", "gate by a mean", "gate by another"],
+    ids=[
+        *("sigmoid", "tanh", "hardsigmoid", "softmax", "clamp from above", "gate by a mean", "gate by another"),
+        *("hardsigmoid written out", "hardsigmoid by clamp", "line", "norm", "softmax written out", "largest"),
+        *("divisor kept from zero", "lowest number"),
+    ],
 )
 def test_bounded_gates_are_no_sites(activation):
     with pytest.raises(uf.CaptureError, match="no site"):
         find_sites(capture(Activated(activation), torch.randn(2, 4, 3, 3)))
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "gelu halved last"])
+def test_the_bound_holds_all_that_a_nonlinearity_puts_out(name):
+    graph, x = capture(Activated(ACTIVATIONS[name]), torch.randn(2, 4, 3, 3)), 4 * torch.randn(5, 4, 3, 3)
+    largest = graph(x).amax()
+    (site,) = find_sites(graph)
+    sanitised = insert_bounds(graph, {site.name: torch.tensor(0.2)})
+    assert sanitised(x).amax() < largest, "the bound must bind for the test to mean anything"
+    assert sanitised(100 * x).amax() == sanitised(x).amax(), "the output must not rise with the input"
+    torch.testing.assert_close(insert_bounds(graph, {site.name: torch.tensor(math.inf)})(x), graph(x), rtol=0, atol=0)
+
+
+class Learned(nn.Module):
+    """Activations with parameters of their own, for 4 channels."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.slope = nn.Parameter(torch.tensor([0.5, 1.0, 2.0, 3.0]).view(1, 4, 1, 1))
+        self.other = nn.Parameter(torch.tensor([-0.5, 0.2, 2.0, 0.0]).view(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "swish":
+            return x * torch.sigmoid(self.slope * x)
+        if self.kind == "prelu":
+            return torch.where(x > 0, x, self.other * x)
+        if self.kind == "acon":
+            difference = (self.slope - self.other) * x
+            return difference * torch.sigmoid(difference) + self.other * x
+        return torch.max(x, self.other)
+
+
+@pytest.mark.parametrize("kind", ["swish", "prelu", "acon", "threshold"])
+def test_nonlinearities_with_learned_parameters_are_sites(kind):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), Learned(kind)), images(5)
+    graph = capture(model, images(2))
+    (site,) = find_sites(graph)
+    assert site.name.startswith("1.")
+    assert site.shape == (4, 8, 8)
+    bounded = insert_bounds(graph, {site.name: torch.tensor(0.1)})
+    torch.testing.assert_close(bounded(x), model(x).clamp(max=0.1))
+
+
+def test_a_gate_within_an_activation_has_no_bound_of_its_own():
+    class HardSwish(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.ReLU6()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.gate(x + 3.0)
+
+    (site,) = find_sites(capture(nn.Sequential(nn.Conv2d(3, 4, 1), HardSwish()), images(2)))
+    assert (site.name, site.activation) == ("1.hardswish", "hardswish")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +225,7 @@ def test_divisors_kept_from_zero_are_no_sites(divide):
 
 @pytest.mark.parametrize(
     "activation",
-    [lambda x: x.clamp_min(1e-6) / 2.0, lambda x: (y := x.clamp_min(1e-6)) / (1 + y), lambda x: x.clamp_min(0.5) + x],
+    [lambda x: x.clamp_min(1e-6) / 2.0, lambda x: (y := x.clamp_min(1e-6)) / (1 + y), lambda x: x.clamp_min(0.5) + 1],
     ids=["divided", "both", "no division"],
 )
 def test_a_lower_limit_that_is_used_otherwise_is_a_site(activation):

@@ -2,11 +2,12 @@
 
 A site gets its name from the module it came from, as torchvision names nodes: ``layer1.0.relu``, and
 ``layer1.0.relu_1`` for the second use of a shared module. A functional activation is named after its operator within
-the module that calls it. Gates that are bounded anyway (sigmoid, softmax, tanh) are no sites, nor are divisors that are
-kept from zero (the norm in F.normalize).
+the module that calls it. What operators do not tell is tried (:mod:`unit_fast.elementwise`). Gates that are bounded
+anyway (sigmoid, softmax, tanh) are no sites, nor are divisors that are kept from zero (the norm in F.normalize).
 """
 
 import copy
+import operator
 import re
 import warnings
 from collections import Counter
@@ -20,6 +21,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from unit_fast.capture import module_path
+from unit_fast.elementwise import Responses, is_batched
 from unit_fast.errors import CaptureError, UnitFastWarning
 from unit_fast.fusion.rewrite import call, constant, set_constant, tidy
 from unit_fast.kernels import ops as _ops  # registers unit_fast::clamp_bound
@@ -48,9 +50,17 @@ class Site:
     activation: str
 
 
-def _hardtanh_name(node: fx.Node) -> str:
+def _hardtanh_name(node: fx.Node) -> str | None:
     limits = (*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :])
-    return "relu6" if limits == (0, 6) else "hardtanh"
+    return _relu6_name(node) if limits == (0, 6) else "hardtanh"
+
+
+def _relu6_name(node: fx.Node) -> str | None:
+    """None for the gate relu6(x + 3) / 6, hardsigmoid written out, wherever it is divided."""
+    x = node.args[0]
+    shifted = isinstance(x, fx.Node) and x.target is _aten.add.Tensor and 3 in x.args[1:]
+    scaled = all(user.target in (_aten.mul.Tensor, _aten.div.Tensor) for user in node.users)
+    return None if shifted and scaled else "relu6"
 
 
 def _clamp_name(node: fx.Node) -> str | None:
@@ -62,7 +72,30 @@ def _clamp_name(node: fx.Node) -> str | None:
         return None
     if high is None:
         return "relu" if low == 0 else "threshold"
-    return "relu6" if (low, high) == (0, 6) else "hardtanh"
+    return _relu6_name(node) if (low, high) == (0, 6) else "hardtanh"
+
+
+def _joined_name(node: fx.Node) -> str | None:
+    """The larger of two values, and F.glu written out: activations of more than one number."""
+    both = [value for value in node.args if isinstance(value, fx.Node) and is_batched(value)]
+    if len(both) != 2 or len(node.args) != 2:
+        return None
+    if node.target in (_aten.maximum.default, _aten.max.other):
+        return "maximum"
+    for value, gate in (both, both[::-1]):
+        if node.target is _aten.mul.Tensor and gate.target is _aten.sigmoid.default:
+            (half,) = gate.all_input_nodes
+            if half is not value and _part_of(half) is not None and _part_of(half) is _part_of(value):
+                return "glu"
+    return None
+
+
+def _part_of(node: fx.Node) -> fx.Node | None:
+    """The tensor, or the list of its parts, that ``node`` is a part of."""
+    whole: Any = node
+    while whole.target in (operator.getitem, _aten.slice.Tensor):
+        whole = whole.args[0]
+    return whole if whole is not node else None
 
 
 def _divides(node: fx.Node) -> bool:
@@ -76,60 +109,17 @@ def _divides(node: fx.Node) -> bool:
     return True
 
 
-def _gated_name(node: fx.Node) -> str | None:
-    """x * sigmoid(x), x * hardsigmoid(x), x * tanh(softplus(x)) and GELU by its formulas, written out."""
-    for value, gate in (node.args[:2], node.args[1::-1]):
-        if not isinstance(gate, fx.Node) or not isinstance(value, fx.Node):
-            continue
-        if gate.target is _aten.sigmoid.default and gate.args[0] is value:
-            return "silu"
-        if gate.target is _aten.sigmoid.default and _scaled(gate.args[0]) is value:
-            return "quick_gelu"
-        if gate.target is _aten.hardsigmoid.default and gate.args[0] is value:
-            return "hardswish"
-        if gate.target is _aten.add.Tensor and 1 in gate.args[1:] and _bends(gate.args[0], _scaled(value)):
-            return "gelu"
-        inner = gate.args[0] if gate.target is _aten.tanh.default else None
-        if isinstance(inner, fx.Node) and inner.target is _aten.softplus.default and inner.args[0] is value:
-            return "mish"
-    return None
-
-
-def _scaled(value: Any) -> Any:
-    """What ``value`` is a constant multiple of: itself where it is none."""
-    if isinstance(value, fx.Node) and value.target is _aten.mul.Tensor and not isinstance(value.args[1], fx.Node):
-        return value.args[0]
-    return value
-
-
-_POLYNOMIAL = (_aten.mul.Tensor, _aten.add.Tensor, _aten.div.Tensor, _aten.pow.Tensor_Scalar)
-
-
-def _bends(value: Any, x: fx.Node) -> bool:
-    """Whether ``value`` is tanh or erf of a polynomial of ``x`` alone."""
-    if not isinstance(value, fx.Node) or value.target not in (_aten.tanh.default, _aten.erf.default):
-        return False
-    queue = list(value.all_input_nodes)
-    while queue:
-        node = queue.pop()
-        if node is x:
-            continue
-        if node.target not in _POLYNOMIAL:
-            return False
-        queue.extend(node.all_input_nodes)
-    return True
-
-
 def _softplus_name(node: fx.Node) -> str | None:
     return None if all(user.target is _aten.tanh.default for user in node.users) else "softplus"
 
 
 _NONLINEARITIES: dict[Any, str | Callable[[fx.Node], str | None]] = {
     _aten.relu.default: "relu",
-    _aten.relu6.default: "relu6",
+    _aten.relu6.default: _relu6_name,
     _aten.hardtanh.default: _hardtanh_name,
     _aten.clamp.default: _clamp_name,
     _aten.clamp_min.default: _clamp_name,
+    _aten.clip.default: _clamp_name,
     _aten.threshold.default: "threshold",
     _aten.leaky_relu.default: "leaky_relu",
     _aten.rrelu.default: "leaky_relu",
@@ -143,7 +133,6 @@ _NONLINEARITIES: dict[Any, str | Callable[[fx.Node], str | None]] = {
     _aten.mish.default: "mish",
     _aten.softplus.default: _softplus_name,
     _aten.glu.default: "glu",
-    _aten.mul.Tensor: _gated_name,
 }
 
 _CHANNELS_FIRST = re.compile(r"aten\.(conv|_native_batch_norm|batch_norm|max_pool|avg_pool|adaptive|upsample)")
@@ -169,10 +158,7 @@ def find_sites(
     leaves = _parameterless_leaves(nodes)
     counts: Counter[str] = Counter()
     sites: list[Site] = []
-    for node in nodes:
-        activation = _activation(node)
-        if activation is None:
-            continue
+    for node, activation in _activations(module).items():
         path = module_path(node)
         base = path if path in leaves else f"{path}.{activation}".lstrip(".")
         name = base if not counts[base] else f"{base}_{counts[base]}"
@@ -279,16 +265,27 @@ def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
     return copied
 
 
-def _activation(node: fx.Node) -> str | None:
-    if node.op != "call_function":
-        return None
-    name = _NONLINEARITIES.get(node.target)
-    if callable(name):
-        name = name(node)
-    value = node.meta.get("val")
-    if name is None or not isinstance(value, Tensor) or all(isinstance(size, int) for size in value.shape):
-        return None  # or computed from constants alone, without the batch
-    return name
+def _activations(module: fx.GraphModule) -> dict[fx.Node, str]:
+    """Nodes to bound and what they are called: by their operator, or where that says nothing, by what they compute."""
+    responses = Responses(module)
+    found: dict[fx.Node, str] = {}
+    written_out: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        responses.visit(node)
+        if not is_batched(node):
+            continue
+        known = _NONLINEARITIES.get(node.target)
+        name = known(node) if callable(known) else known
+        if known is None and not _divides(node):
+            if not responses.tried(node):
+                name = _joined_name(node)
+            elif (name := responses.activation(node)) is not None:
+                written_out.add(node)
+        if name is not None:
+            found[node] = name
+            responses.hold(node)
+    # A bound on what x is multiplied by, such as relu6(x + 3), does nothing that the one behind it does not.
+    return {node: name for node, name in found.items() if not responses.feeds_only(node, written_out)}
 
 
 def _parameterless_leaves(nodes: Iterable[fx.Node]) -> set[str]:
