@@ -91,8 +91,17 @@ def test_special_values_survive(tmp_path):
             {"tensors": {CONV.name: torch.full((3, 4, 5), float("nan")), LINEAR.name: torch.ones(7, 6)}},
             "features.0 holds NaN",
         ),
+        (
+            {"tensors": {CONV.name: torch.full((3, 4, 5), float("-inf")), LINEAR.name: torch.ones(7, 6)}},
+            "features.0 holds -inf, which leaves no activation",
+        ),
+        (
+            {"tensors": {CONV.name: torch.ones(3, 4, 5, dtype=torch.int64), LINEAR.name: torch.ones(7, 6)}},
+            "features.0 is a tensor of torch.int64; expected a tensor of float32",
+        ),
+        ({"tensors": {CONV.name: 1.0, LINEAR.name: torch.ones(7, 6)}}, "features.0 is a float; expected a tensor"),
     ],
-    ids=["granularity", "shape", "sites", "NaN"],
+    ids=["granularity", "shape", "sites", "NaN", "-inf", "whole numbers", "no tensor"],
 )
 def test_impossible_bounds_are_refused(change, message):
     with pytest.raises(BoundsMismatchError, match=message):

@@ -90,14 +90,22 @@ class Bounds(Mapping[str, Tensor]):
             raise BoundsMismatchError("the bounds and the sites have other names; expected a bound for every site")
         for site in self.sites:
             expected = bound_shape(site, self.granularity)
-            if tuple(self.tensors[site.name].shape) != expected:
+            found: object = self.tensors[site.name]
+            if not isinstance(found, Tensor) or not found.is_floating_point():
+                kind = f"tensor of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+                raise BoundsMismatchError(f"the bound of site {site.name} is a {kind}; expected a tensor of float32")
+            if tuple(found.shape) != expected:
                 raise BoundsMismatchError(
-                    f"the bound of site {site.name} has the shape {tuple(self.tensors[site.name].shape)}; a bound per "
+                    f"the bound of site {site.name} has the shape {tuple(found.shape)}; a bound per "
                     f"{self.granularity} of activations {site.shape} has the shape {expected}"
                 )
-            if torch.isnan(self.tensors[site.name]).any():
+            if torch.isnan(found).any():
                 raise BoundsMismatchError(
                     f"the bound of site {site.name} holds NaN, which would switch its clamp off; calibrate again"
+                )
+            if torch.isneginf(found).any():
+                raise BoundsMismatchError(
+                    f"the bound of site {site.name} holds -inf, which leaves no activation; calibrate again"
                 )
         if self.readings is not None:
             for name, tensor in (("counts", self.readings.counts), ("excess", self.readings.excess)):
