@@ -249,6 +249,11 @@ class Cond(nn.Module):
         (Forgetful(), r"dropout.default in the model itself is in training mode.*pass training=self.training"),
         (Cond(), r"operator cond .*graph of its own"),
         (SmallResNet().stem.weight, r"is a Parameter; expected a torch.nn.Module"),
+        (torch.jit.script(PlainVGG()), r"RecursiveScriptModule, which torch.export does not take"),
+        (
+            nn.Sequential(nn.Identity(), torch.ao.nn.quantized.Conv2d(3, 4, 1)),
+            r"1 is a Conv2d, which is quantised; pass the model as it was before, in float32",
+        ),
     ],
     ids=[
         "branch on data",
@@ -263,6 +268,8 @@ class Cond(nn.Module):
         "dropout left on",
         "cond",
         "no module",
+        "scripted",
+        "quantised",
     ],
 )
 def test_what_has_no_plain_graph_is_named(model, message):

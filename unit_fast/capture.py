@@ -63,6 +63,7 @@ def _capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exa
     if isinstance(model, torch.export.ExportedProgram):
         program = model
     elif isinstance(model, nn.Module):
+        _reject_what_holds_no_code(model)
         args, kwargs = _at_least_two_samples(*call_arguments(example_input))
         program = _export(model, args, kwargs)
     else:
@@ -317,6 +318,21 @@ def _attribute(module: nn.Module, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name)
     return value
+
+
+_QUANTISED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\b")
+
+
+def _reject_what_holds_no_code(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        place = f"{path or 'the model'} is a {type(module).__name__}"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(f"{place}, which torch.export does not take; pass the nn.Module that it was made from")
+        if _QUANTISED.match(type(module).__module__):
+            raise CaptureError(
+                f"{place}, which is quantised; pass the model as it was before, in float32: "
+                'sanitize(…, dtype="int8") and export_onnx(…, precision="int8") quantise it with its bounds'
+            )
 
 
 def _reject_unsupported(captured: fx.GraphModule) -> None:
