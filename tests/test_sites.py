@@ -254,6 +254,26 @@ def test_channel_axis_is_last_after_a_linear_layer():
     assert (site.name, site.shape, site.channel_axis, site.activation) == ("act", (16, 12), -1, "gelu")
 
 
+@pytest.mark.parametrize("order", [("relu", "relu", "relu_1"), ("relu_1", "relu", "relu")], ids=" ".join)
+def test_a_second_use_does_not_take_the_name_of_another_module(order):
+    class Numbered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.relu, self.relu_1 = nn.Linear(4, 4), nn.ReLU(), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for name in order:
+                x = getattr(self, name)(self.linear(x))
+            return x
+
+    graph = capture(Numbered(), torch.randn(2, 4))
+    sites = find_sites(graph)
+    assert sorted(site.name for site in sites) == ["relu", "relu_1", "relu_2"]
+    assert sites[order.index("relu_1")].name == "relu_1"
+    sanitised = insert_bounds(graph, {site.name: torch.tensor(0.1) for site in sites})
+    assert [node.target for node in sanitised.graph.nodes].count(clamp_bound) == 3
+
+
 @pytest.mark.parametrize(
     ("include", "exclude", "expected"),
     [

@@ -7,10 +7,10 @@ anyway (sigmoid, softmax, tanh) are no sites, nor are divisors that are kept fro
 """
 
 import copy
+import itertools
 import operator
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -154,15 +154,18 @@ def find_sites(
     Raises:
         CaptureError: there is no site, the filters leave none, or a pattern matches none; names the sites there are.
     """
-    nodes = list(module.graph.nodes)
-    leaves = _parameterless_leaves(nodes)
-    counts: Counter[str] = Counter()
+    leaves = _parameterless_leaves(module.graph.nodes)
+    activations = _activations(module)
+    bases = {node: _base_name(module_path(node), activation, leaves) for node, activation in activations.items()}
+    names = set(bases.values())
+    used: set[str] = set()
     sites: list[Site] = []
-    for node, activation in _activations(module).items():
-        path = module_path(node)
-        base = path if path in leaves else f"{path}.{activation}".lstrip(".")
-        name = base if not counts[base] else f"{base}_{counts[base]}"
-        counts[base] += 1
+    for node, activation in activations.items():
+        name = bases[node]
+        if name in used:  # a module called relu_1 keeps its name, whatever uses of relu there are
+            name = next(new for count in itertools.count(1) if (new := f"{bases[node]}_{count}") not in names)
+        names.add(name)
+        used.add(name)
         batch, *shape = node.meta["val"].shape
         if isinstance(batch, int) or not shape or not all(isinstance(size, int) for size in shape):
             warnings.warn(
@@ -286,6 +289,10 @@ def _activations(module: fx.GraphModule) -> dict[fx.Node, str]:
             responses.hold(node)
     # A bound on what x is multiplied by, such as relu6(x + 3), does nothing that the one behind it does not.
     return {node: name for node, name in found.items() if not responses.feeds_only(node, written_out)}
+
+
+def _base_name(path: str, activation: str, leaves: set[str]) -> str:
+    return path if path in leaves else f"{path}.{activation}".lstrip(".")
 
 
 def _parameterless_leaves(nodes: Iterable[fx.Node]) -> set[str]:
