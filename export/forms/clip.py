@@ -65,7 +65,8 @@ def _before(source: ir.Value, bound: np.ndarray) -> tuple[ir.Node, ir.Value, np.
     if node is None or node.domain or source.is_graph_output() or len(source.uses()) != 1:
         return None
     inner = node.inputs[0] if node.inputs else None
-    if inner is None:
+    # Where others read the input too, the file could not show that none of them reads the activation unclamped.
+    if inner is None or inner.is_graph_output() or len(inner.uses()) != 1:
         return None
     if node.op_type == "Relu":
         return node, inner, np.zeros((), bound.dtype), bound

@@ -290,6 +290,33 @@ def test_sites_that_activate_the_same_values_keep_bounds_of_their_own(
     torch.testing.assert_close(found, expected, rtol=0, atol=allowed * float(expected.abs().max()))
 
 
+class BothSigns(nn.Module):
+    """CReLU: what a ReLU takes in is read by another operator too, and given out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, 3, 9, 9) -> (N, 5), (N, 4, 7, 7)
+        y = self.stem(x)
+        return self.head(torch.cat([torch.relu(y), torch.relu(-y)], 1).mean((2, 3))), y
+
+
+@pytest.mark.filterwarnings("ignore::unit_fast.export.FusionWarning")
+@pytest.mark.parametrize(("form", "granularity"), [("clip", "tensor"), ("mul_clip", "channel"), ("min", "neuron")])
+def test_what_an_activation_takes_in_may_be_read_elsewhere(form: str, granularity: Granularity, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = BothSigns().eval(), torch.randn(4, 3, 9, 9)
+    bounds = bounds_for(model, images, granularity, 0.5)
+
+    report = export_onnx(model, bounds, tmp_path / "signs.onnx", example_input=images, form=form)
+
+    (name,) = OnnxRuntimeModel(report.path).input_names
+    found = OnnxRuntimeModel(report.path).run({name: images.numpy()}).values()
+    expected = sanitize(model, bounds, images, backend="eager")(images)
+    torch.testing.assert_close(tuple(found), expected, rtol=1e-4, atol=1e-5)
+
+
 class Windows(nn.Module):
     """Attention within windows, over five dimensions, and over all tokens, over three."""
 
