@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.properties import examples
 from unit_fast.bounds import Bounds, CleanActivations, _checksum, bound_shape
-from unit_fast.errors import BoundsMismatchError, UnitFastError
+from unit_fast.errors import BoundsMismatchError, UnitFastError, UnitFastWarning
 from unit_fast.fingerprint import Fingerprint
 from unit_fast.sites import Site
 
@@ -110,6 +110,17 @@ def test_impossible_bounds_are_refused(change, message):
 
 def test_the_model_they_were_fitted_on_is_accepted():
     make().require_model(MODEL, (CONV, LINEAR))
+
+
+def test_activations_that_an_earlier_version_did_not_find_are_named():
+    bounds, missed = make(), replace(LINEAR, name="tail.act")
+    with pytest.warns(
+        UnitFastWarning, match=r"nothing bounds 1 of the model's 3 activations \(tail.act\).*calibrate again"
+    ):
+        bounds.require_model(MODEL, (CONV, LINEAR, missed))
+    replace(bounds, metadata={}).require_model(MODEL, (CONV, LINEAR, missed))  # by hand, for whatever sites
+    left_out = bounds.metadata | {"without_bounds": ["tail.act"]}
+    replace(bounds, metadata=left_out).require_model(MODEL, (CONV, LINEAR, missed))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ the format version, the model's fingerprint, the sites, the method with its sett
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from unit_fast.errors import BackendUnavailableError, BoundsMismatchError
+from unit_fast.errors import BackendUnavailableError, BoundsMismatchError, UnitFastWarning
 from unit_fast.files import atomic_write
 from unit_fast.fingerprint import Fingerprint, tensor_sha256
 from unit_fast.sites import Site
@@ -142,6 +143,10 @@ class Bounds(Mapping[str, Tensor]):
 
         Raises:
             BoundsMismatchError: lists the differences.
+
+        Warns:
+            UnitFastWarning: the model has sites that nobody left out, and that the bounds have nothing for: an earlier
+                version did not find them.
         """
         differences = self.fingerprint.differences(fingerprint)
         found = {site.name: site for site in sites}
@@ -161,6 +166,16 @@ class Bounds(Mapping[str, Tensor]):
                 f"these bounds were fitted on another model: {shown} (bounds made with torch "
                 f"{self.metadata.get('versions', {}).get('torch', 'unknown')}, this is {torch.__version__}); "
                 "calibrate this model, with inputs of the size it is served"
+            )
+        left_out = self.metadata.get("without_bounds", ())
+        unbounded = [name for name in found if name not in self.tensors and name not in left_out]
+        if unbounded and "method" in self.metadata:  # else they were made by hand, for whatever sites
+            shown = ", ".join(unbounded[:5]) + (", …" if len(unbounded) > 5 else "")
+            warnings.warn(
+                f"nothing bounds {len(unbounded)} of the model's {len(found)} activations ({shown}): the version of "
+                "unit_fast that made these bounds did not find them; calibrate again",
+                UnitFastWarning,
+                stacklevel=3,
             )
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -60,6 +60,7 @@ def test_metadata_say_what_was_done() -> None:
         "seed": 7,
         "samples": {"fit": 45, "validation": 15, "classes": 5, "labels": "given"},
         "remark": "seen",
+        "without_bounds": [],
     }
     assert set(accuracy) == {"fit_before", "fit_after", "validation_before", "validation_after"}
     assert bounds.granularity == "tensor"
@@ -195,6 +196,7 @@ def test_clean_activations_are_recorded() -> None:
 def test_filters_choose_the_sites() -> None:
     bounds = calibrate(network(), loader(), MeanStd(), exclude="features.2")
     assert list(bounds) == ["features.6"]
+    assert bounds.metadata["without_bounds"] == ["features.2"]
     with pytest.raises(CaptureError, match="leave no site"):
         calibrate(network(), loader(), MeanStd(), include="nowhere")
 

@@ -198,6 +198,7 @@ def _result(context: CalibrationContext, method: Method, tensors: dict[str, Tens
             "validation_before": _share(correct[context.validation_indices]),
             "validation_after": context.accuracy(sanitised, context.validation_indices),
         },
+        "without_bounds": [site.name for site in find_sites(context.graph) if site.name not in bounds],
         "versions": {"torch": torch.__version__, "unit_fast": _own_version()},
         **context.notes,
     }
