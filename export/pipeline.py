@@ -244,15 +244,18 @@ def _to_cpu(example_input: Example) -> Example:
 
 
 def _require_float32(graph: FlatGraph) -> None:
-    for node in graph.module.graph.nodes:
+    module = graph.module
+    given = [*module.named_parameters(), *module.named_buffers(), *zip(graph.input_names, graph.inputs, strict=True)]
+    dtypes = {tensor.dtype for name, tensor in given if not name.startswith("bounds.")}
+    for node in module.graph.nodes:
         value = node.meta.get("val")
-        if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) and node.op == "call_function":
+        halved = isinstance(value, Tensor) and value.dtype in {torch.bfloat16, torch.float16} - dtypes
+        if halved and node.op == "call_function":
             raise ExportError(
                 f"{label(node)} computes in {value.dtype}, by torch.autocast or a cast inside the model; the export "
                 'takes models that compute in float32: leave that out, and choose precision="fp16" instead'
             )
-    tensors = [*graph.module.named_parameters(), *graph.module.named_buffers(), *zip(graph.input_names, graph.inputs)]  # noqa: B905
-    for name, tensor in tensors:
+    for name, tensor in given:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ExportError(
                 f"{name} is {tensor.dtype}; the export takes models and inputs in float32: convert the model with "

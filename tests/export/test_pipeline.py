@@ -163,14 +163,13 @@ def test_bounds_of_another_model_are_refused(tmp_path: Path) -> None:
         export_onnx(other, made_bounds("small", "tensor"), tmp_path / "model.onnx", example_input=images)
 
 
-def test_models_in_other_dtypes_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_models_in_other_dtypes_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     model, images = make("small")
-    model.double()
+    model, images = model.to(dtype), images.to(dtype)
 
-    with pytest.raises(ExportError, match=r"is torch\.float64.*model\.float\(\)"):
-        export_onnx(
-            model, bounds_for(model, images.double(), "tensor"), tmp_path / "m.onnx", example_input=images.double()
-        )
+    with pytest.raises(ExportError, match=rf"is {dtype}.*model\.float\(\)"):
+        export_onnx(model, bounds_for(model, images, "tensor"), tmp_path / "m.onnx", example_input=images)
 
 
 class Autocast(nn.Module):
