@@ -338,6 +338,23 @@ def test_a_program_in_training_mode_is_refused():
         capture(program, images(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_a_graph_that_is_converted_asks_for_no_other_dtype(dtype):
+    class Moving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.linear(x.to(self.linear.weight.dtype))
+
+    captured = capture(Moving(), torch.ones(2, 3))
+    expected = captured(torch.ones(2, 3))
+    torch.testing.assert_close(
+        captured.to(dtype)(torch.ones(2, 3, dtype=dtype)).float(), expected, rtol=1e-2, atol=1e-2
+    )
+
+
 def test_the_batch_sizes_that_cudnn_takes_are_no_branch_of_the_model():
     program = SimpleNamespace(_guards_code=["L['x'].size()[0] <= 880801", "2 <= L['x'].size()[0]"])
     require_any_batch(program)

@@ -1,4 +1,4 @@
-"""clone(x), detach(x), dropout(x) in evaluation, … => x."""
+"""clone(x), detach(x), dropout(x) in evaluation, … => x; what the trace asserts of dtypes and devices => nothing."""
 
 import torch
 from torch import fx
@@ -23,10 +23,13 @@ _IDENTITIES = {
 def remove_identities(module: fx.GraphModule) -> int:
     """Replace every node that returns its input unchanged by that input; returns how many.
 
-    Dropout has been checked to be in evaluation mode when it gets here.
+    Dropout has been checked to be in evaluation mode when it gets here. What torch.export asserts at every ``.to()``,
+    the dtype and device that the trace had, would not let the graph be converted or moved.
     """
     removed = 0
     for node in list(module.graph.nodes):
+        if node.target is _aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)
         if node.op == "call_function" and node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
