@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from unit_fast.errors import CaptureError
 from unit_fast.fingerprint import fingerprint
 from unit_fast.fusion.fold_batch_norm import fold_batch_norm
+from unit_fast.fusion.gather_on_one_device import gather_on_one_device
 from unit_fast.fusion.relax_views import relax_views
 from unit_fast.fusion.remove_identities import remove_identities
 from unit_fast.fusion.rewrite import tidy
@@ -79,8 +80,9 @@ def _capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exa
         if isinstance(model, nn.Module):
             _require_same_for_one_sample(model, captured, args, kwargs)
         remove_identities(captured)
+        gather_on_one_device(captured)
         captured.graph.eliminate_dead_code()
-        # By now the graph is the same whatever the memory layout of the example.
+        # By now the graph is the same whatever the device of the model and the memory layout of the example.
         captured.meta["fingerprint"] = fingerprint(captured)
         fold_batch_norm(captured)
         tidy(captured)

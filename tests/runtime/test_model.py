@@ -65,6 +65,18 @@ def test_to_a_device_and_back(fast):
     assert torch.equal(fast.to("cpu")(images(3)), expected)
 
 
+def test_what_a_model_makes_anew_and_brings_along_goes_with_it():
+    class Ramp(OneConv):
+        def forward(self, x):
+            return super().forward(x - torch.tensor(0.5).to(x.device) + torch.arange(x.shape[-1], device=x.device))
+
+    model = Ramp().eval()
+    fast = uf.sanitize(model, bounds_of(model, images(2)), images(2), backend="eager")
+    expected = fast(images(3))
+    torch.testing.assert_close(copy.deepcopy(fast).double()(images(3).double()).float(), expected)
+    assert copy.deepcopy(fast).to("meta")(images(3).to("meta")).shape == expected.shape
+
+
 def test_a_move_that_moves_nothing_builds_nothing(fast):
     fast(images(3))
     runner = fast._runner()
