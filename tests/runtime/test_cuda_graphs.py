@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unit_fast.runtime.cuda_graphs import GraphCache
+from unit_fast.runtime.cuda_graphs import CudaGraph, GraphCache
 
 
 class FakeGraph:
@@ -199,3 +199,8 @@ def test_threads_get_their_own_results_in_order():
     assert sorted(right) == [size for size in sizes for _ in range(50)]
     assert setup.fence.overlaps == 0
     assert setup.fence.entered > 0
+
+
+def test_a_number_on_the_cpu_is_not_captured():
+    with pytest.raises(RuntimeError, match="an input is on the cpu, and a graph would keep its value"):
+        CudaGraph(Eager(), batch(2), pool=None)

@@ -11,12 +11,14 @@ from tests.export.models import made_bounds, make
 from tests.kernels.dispatch.ways import H200, FakeClock
 from tests.runtime.networks import Windows, bounds_of, images
 from unit_fast.capture import capture
+from unit_fast.errors import FallbackWarning
 from unit_fast.kernels.dispatch.candidates import Candidate, candidates_for
 from unit_fast.kernels.dispatch.dispatcher import Dispatcher
 from unit_fast.kernels.dispatch.environment import environment_of
 from unit_fast.kernels.dispatch.store import Store
 from unit_fast.runtime import fused as module
 from unit_fast.runtime.calls import Call
+from unit_fast.runtime.cuda_graphs import GraphCache
 from unit_fast.runtime.fused import Fused
 from unit_fast.runtime.program import Program
 from unit_fast.sites import insert_bounds
@@ -59,6 +61,36 @@ def test_other_granularities(granularity, tmp_path):
     given, x = program("resnet", granularity)
     with torch.no_grad():
         torch.testing.assert_close(Fused(given, dispatcher(tmp_path))(x), given.module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_captured_runs_kernel_by_kernel(tmp_path):
+    def refused(_function, _tensors):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+
+    given, x = program("vgg")
+    runner = Fused(given, dispatcher(tmp_path, FirstIsFastest()))
+    for way in (runner._plain, runner._monitoring()):
+        way._graphs = GraphCache(way.graph, [0], refused, None, lambda: False)
+    with pytest.warns(FallbackWarning, match="kernel by kernel.* not permitted when stream is capturing$"):
+        runner.warmup([2], monitor=True)
+    torch.testing.assert_close(runner(x), given.module(x), rtol=1e-4, atol=1e-5)
+    assert runner.monitor(x)[1].sum() > 0
+
+
+def test_memory_that_runs_out_is_no_reason_to_go_on_without_graphs(tmp_path):
+    def full(_function, _tensors):
+        raise torch.OutOfMemoryError
+
+    runner = Fused(program("vgg")[0], dispatcher(tmp_path, FirstIsFastest()))
+    runner._plain._graphs = GraphCache(runner._plain.graph, [0], full, None, lambda: False)
+    with pytest.raises(torch.OutOfMemoryError):
+        runner.warmup([2])
+
+
+def test_a_number_on_the_cpu_does_not_tell_where_the_program_runs():
+    given, x = program("vgg")
+    example = Call((torch.tensor(2.0), x.to("meta")), {}, len(x))
+    assert Program(given.module, given.bounds, example).device == torch.device("meta")
 
 
 class FirstIsFastest(FakeClock):

@@ -176,10 +176,16 @@ class CudaGraph:
         function: what is computed.
         tensors: an example of its inputs, on a CUDA device; copied.
         pool: the memory pool that the graphs of a model share.
+
+    Raises:
+        RuntimeError: ``function`` does what cannot be captured, or would keep the value of a number on the CPU.
     """
 
     def __init__(self, function: Function, tensors: Sequence[Tensor], pool: object) -> None:
         device = tensors[0].device
+        elsewhere = next((tensor.device for tensor in tensors if not tensor.is_cuda), None)
+        if elsewhere is not None:  # read when a kernel is launched, and the graph launches with what was read then
+            raise RuntimeError(f"an input is on the {elsewhere}, and a graph would keep its value for all calls")
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device):
             self.inputs: Sequence[Tensor] = [_own_copy(tensor) for tensor in tensors]

@@ -1,6 +1,7 @@
 """The "triton" backend: the fused graph, each operator by whatever was measured fastest, replayed as a CUDA graph."""
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unit_fast.errors import BackendUnavailableError, ParityError
+from unit_fast.errors import BackendUnavailableError, FallbackWarning, ParityError
 from unit_fast.runtime.agreement import difference
 from unit_fast.runtime.cuda_graphs import GraphCache, cuda_graphs
 from unit_fast.runtime.explain import SiteNote
@@ -33,7 +34,7 @@ class Fused:
 
     def __init__(self, program: Program, dispatcher: "Dispatcher | None" = None) -> None:
         self._program = program
-        self._device = next(tensor.device for tensor in program.example.tensors())
+        self._device = program.device
         self._dispatcher = dispatcher if dispatcher is not None else _dispatcher(self._device)
         self._lock = threading.Lock()
         self._plain = self._way(counting=False)
@@ -130,9 +131,24 @@ class _Way:
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _device_guard(self._device):
             self.graph.tune(tensors, size)
             if self._graphs is not None:
-                self._graphs.warm(tensors)
+                self._capture(self._graphs, tensors)
         self._verified.discard(size)
         self.run(args, kwargs)
+
+    def _capture(self, graphs: GraphCache, tensors: Sequence[Tensor]) -> None:
+        """Capture; go on without graphs where the network does what none can hold, such as a copy from the host."""
+        try:
+            graphs.warm(tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._graphs = None
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warnings.warn(
+                f"the fused graph runs kernel by kernel, which is slower: a CUDA graph of it fails: {reason}",
+                FallbackWarning,
+                stacklevel=5,
+            )
 
     def _size(self, tensors: Sequence[Tensor]) -> int:
         batched = self.graph.flat.batched_inputs

@@ -30,8 +30,9 @@ class Program:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where it is run."""
-        return next((tensor.device for tensor in self.example.tensors()), torch.device("cpu"))
+        """Where it is run: single numbers may be on the CPU all the same."""
+        tensors = sorted(self.example.tensors(), key=lambda tensor: tensor.ndim == 0)
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @cached_property
     def dtype(self) -> torch.dtype:
