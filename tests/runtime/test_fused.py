@@ -11,7 +11,7 @@ from tests.export.models import made_bounds, make
 from tests.kernels.dispatch.ways import H200, FakeClock
 from tests.runtime.networks import Windows, bounds_of, images
 from unit_fast.capture import capture
-from unit_fast.errors import FallbackWarning
+from unit_fast.errors import DataError, FallbackWarning
 from unit_fast.kernels.dispatch.candidates import Candidate, candidates_for
 from unit_fast.kernels.dispatch.dispatcher import Dispatcher
 from unit_fast.kernels.dispatch.environment import environment_of
@@ -85,6 +85,12 @@ def test_memory_that_runs_out_is_no_reason_to_go_on_without_graphs(tmp_path):
     runner._plain._graphs = GraphCache(runner._plain.graph, [0], full, None, lambda: False)
     with pytest.raises(torch.OutOfMemoryError):
         runner.warmup([2])
+
+
+def test_inputs_on_another_device_are_told_of(tmp_path):
+    given, x = program("vgg")
+    with pytest.raises(DataError, match="input 0 is on meta and the model on cpu"):
+        Fused(given, dispatcher(tmp_path))(x.to("meta"))
 
 
 def test_a_number_on_the_cpu_does_not_tell_where_the_program_runs():

@@ -15,6 +15,7 @@ from unit_fast.errors import BackendUnavailableError, FallbackWarning, ParityErr
 from unit_fast.runtime.agreement import difference
 from unit_fast.runtime.cuda_graphs import GraphCache, cuda_graphs
 from unit_fast.runtime.explain import SiteNote
+from unit_fast.runtime.flat import require_devices
 from unit_fast.runtime.kernel_graph import KernelCall, KernelGraph
 from unit_fast.runtime.program import Program
 
@@ -91,7 +92,8 @@ class Fused:
         graph = KernelGraph(self._program.module, self._dispatcher, counting)
         graphs = cuda_graphs(graph, graph.flat.batched_inputs, self._device) if self._device.type == "cuda" else None
         reference = partial(_flat_reference, self._program, counting)
-        return _Way(graph, graphs, self._device, reference, counting)
+        example = graph.flat.tensors(self._program.example.args, self._program.example.kwargs)
+        return _Way(graph, graphs, self._device, [tensor.device for tensor in example], reference, counting)
 
 
 class _Way:
@@ -102,19 +104,27 @@ class _Way:
         graph: KernelGraph,
         graphs: GraphCache | None,
         device: torch.device,
+        inputs: Sequence[torch.device],
         reference: Callable[..., Any],
         counting: bool,
     ) -> None:
         self.graph = graph
         self._graphs = graphs
         self._device = device
+        self._inputs = inputs
         self._reference = reference
         self._counting = counting
         self._verified: set[int] = set()
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a call; the first of each batch size is compared with the reference."""
+        """The result of a call; the first of each batch size is compared with the reference.
+
+        Raises:
+            DataError: an input is on another device than the graph.
+            ParityError: the result is not what the reference gives.
+        """
         tensors = self.graph.flat.tensors(args, kwargs)
+        require_devices(tensors, self._inputs)
         size = self._size(tensors)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _device_guard(self._device):
             outputs = (self._graphs or self.graph)(tensors)
