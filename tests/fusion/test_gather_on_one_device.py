@@ -96,6 +96,20 @@ def test_copies_that_change_the_layout_or_the_dtype_stay():
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_number_goes_along_but_for_one_that_is_filled_in():
+    class Filling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * torch.tensor(0.5)
+            return x.index_put((x < 0,), torch.tensor(0.25))  # what x[x < 0] = 0.25 is on a GPU
+
+    module = traced(Filling(), "meta", 2, 3)
+    gather_on_one_device(module)
+    (fill,) = (node for node in module.graph.nodes if node.target is _aten.index_put.default)
+    product = next(node for node in module.graph.nodes if node.target is _aten.mul.Tensor)
+    assert getattr(module, fill.args[2].target).device.type == "cpu"
+    assert getattr(module, product.args[1].target).device.type == "meta"
+
+
 def test_a_model_on_several_devices_stays_as_it_is():
     module = traced(Spread(), "cpu", 2, 3)
     before = str(module.graph)

@@ -28,7 +28,7 @@ def gather_on_one_device(module: fx.GraphModule) -> int:
     left_out = 0
     for node in list(module.graph.nodes):
         tensor = constant(module, node)
-        if tensor is not None and tensor.device != home:
+        if tensor is not None and tensor.device != home and not _is_put(node, tensor):
             set_constant(module, str(node.target), tensor.to(home))
         if node.target is _aten._to_copy.default and _leave_out(node):
             left_out += 1
@@ -45,6 +45,12 @@ def make_on(module: fx.GraphModule, device: torch.device) -> None:
             moved = True
     if moved:
         module.recompile()
+
+
+def _is_put(node: fx.Node, tensor: Tensor) -> bool:
+    """Whether it is the number in ``x[mask] = number``: torch fills in one on the CPU, and with one on a GPU it first
+    waits to find the places."""
+    return tensor.ndim == 0 and all(user.target is _aten.index_put.default for user in node.users)
 
 
 def _leave_out(node: fx.Node) -> bool:
