@@ -366,8 +366,9 @@ def test_the_batch_sizes_that_cudnn_takes_are_no_branch_of_the_model():
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["torch.compile", "DataParallel"])
 def test_wrappers_are_looked_through(wrap):
     model = randomised(SmallResNet())
-    captured = capture(wrap(model), images(2))
-    assert captured.meta["fingerprint"] == capture(model, images(2)).meta["fingerprint"]
+    wrapped = wrap(model)
+    x = images(2).to(model.head.weight.device)  # DataParallel takes a model to the GPU where there is one
+    assert capture(wrapped, x).meta["fingerprint"] == capture(model, x).meta["fingerprint"]
 
 
 def test_threads_may_capture_one_model_at_once():
