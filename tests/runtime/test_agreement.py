@@ -72,3 +72,16 @@ def test_whole_numbers_of_the_model_are_compared_by_kind_only(values):
     assert difference([indices.flip(0), counts], [indices, counts], counts=(-1,)) is None
     assert "output 0 is torch.int32" in difference([indices.int()], [indices])
     assert "off by 7" in difference([indices.flip(0), counts + 7], [indices, counts], counts=(-1,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_what_is_computed_in_half_precision_is_judged_by_it_whatever_it_is_returned_in(dtype):
+    expected, counts = EXPECTED.float(), torch.tensor([[20, 104]])
+    rounded, moved = expected.to(dtype).float(), counts + torch.tensor([[2, 4]])
+    judged = {"counts": (-1,), "computed_in": dtype}
+    assert difference([1.002 * rounded, moved], [expected, counts], **judged) is None
+    assert "output 0 is off by" in difference([1.002 * rounded], [expected])
+    assert "output 0 is off by 4; expected at most 2" in difference([moved], [counts], counts=(-1,))
+    assert "output 0 is off by" in difference([1.2 * expected], [expected], computed_in=dtype)
+    assert "output 0 is off by" in difference([2 * counts], [counts], **judged)
+    assert tolerance(expected.double(), torch.float32) == TOLERANCES[torch.float32]

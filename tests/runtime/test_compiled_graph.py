@@ -223,3 +223,25 @@ def test_a_graph_for_the_cpu_is_compiled_with_freed_memory_kept(monkeypatch):
     monkeypatch.setattr(compiled.Compiled, "unavailable", lambda *_: None)
     made_by_compile(OneConv())(images(2))
     assert kept
+
+
+@pytest.mark.usefixtures("compilations")
+def test_measures_in_half_precision_are_judged_by_its_rounding(monkeypatch):
+    """They are float32, of activations that are not."""
+    itself = compiled.CompiledGraph._compile
+
+    def rounding_otherwise(self, key, inputs, batch, dynamic):
+        variant = itself(self, key, inputs, batch, dynamic)
+
+        def run(*given):
+            output, counts, excess = variant.function(*given)
+            return output, counts, 1.004 * excess
+
+        return compiled._Variant(run, key, None, (), str(batch))
+
+    monkeypatch.setattr(compiled.CompiledGraph, "_compile", rounding_otherwise)
+    model = OneConv().eval()
+    bounds = bounds_of(model, images(2), most=0.2)
+    uf.sanitize(model, bounds, images(2), backend="compile", dtype=torch.float16).inspect(images(2))
+    with pytest.raises(uf.ParityError, match="output 2 is off by"):
+        uf.sanitize(model, bounds, images(2), backend="compile").inspect(images(2))

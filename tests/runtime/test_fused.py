@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -176,6 +177,18 @@ def test_sites_with_several_rows_a_sample_are_counted_by_sample(tmp_path):
     assert expected_counts[:, 1].min() > 0
     assert counts.shape == (5, 3)
     assert (counts - expected_counts).abs().max() <= 1, "rounding may move a value across its bound"
+
+
+def test_counts_in_half_precision_may_move_as_its_rounding_moves_them(tmp_path, monkeypatch):
+    for dtype, few in ((torch.bfloat16, True), (torch.float32, False)):
+        given, x = program("resnet")
+        given = Program(given.module.to(dtype), given.bounds, given.example.map_tensors(lambda t, to=dtype: t.to(to)))
+        runner = Fused(given, dispatcher(tmp_path, policy="reference"))
+        output, counts = given.counting(x.to(dtype))
+        moved = counts + counts.max() // 10
+        monkeypatch.setattr(runner._monitoring(), "_reference", lambda *_, result=(output, moved): result)
+        with nullcontext() if few else pytest.raises(uf.ParityError, match="output 1 is off by"):
+            runner.monitor(x.to(dtype))
 
 
 def test_a_fused_graph_that_differs_is_refused(tmp_path, monkeypatch):

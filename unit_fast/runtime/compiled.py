@@ -128,7 +128,8 @@ class Compiled:
             return self._with_excess
 
     def _graph(self, module: fx.GraphModule, counts: Collection[int] = ()) -> "CompiledGraph":
-        return CompiledGraph(module, self._program.example, self._constants, counts, self._maps)
+        program = self._program
+        return CompiledGraph(module, program.example, self._constants, program.dtype, counts, self._maps)
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ class CompiledGraph:
         module: the graph.
         example: samples on the device that the graph is on.
         constants: of all graphs of the model.
+        dtype: what it computes in.
         counts: which of its outputs are counts, see :func:`difference`.
         maps: the sites whose activations are maps, (N, C, H, W), of a convolution.
     """
@@ -169,12 +171,14 @@ class CompiledGraph:
         module: fx.GraphModule,
         example: Call,
         constants: Constants,
+        dtype: torch.dtype,
         counts: Collection[int] = (),
         maps: Collection[str] = (),
     ) -> None:
         self._flat = FlatGraph(module)
         self._devices = [tensor.device for tensor in self._flat.tensors(example.args, example.kwargs)]
         self._constants = constants
+        self._dtype = dtype
         self._counts = counts
         self._maps = maps
         self._batched = self._flat.batched_inputs
@@ -260,7 +264,7 @@ class CompiledGraph:
                 return  # infinite results, by which nothing can be judged
             try:
                 graphs.warm(inputs)
-                found = difference(graphs(inputs), expected, self._counts)
+                found = difference(graphs(inputs), expected, self._counts, self._dtype)
             except RuntimeError as error:
                 found = _first_line(error)
         if found is not None:
@@ -290,7 +294,7 @@ class CompiledGraph:
             outputs = variant.function(*inputs)
         if not judgeable(expected):
             return outputs
-        found = difference(outputs, expected, self._counts)
+        found = difference(outputs, expected, self._counts, self._dtype)
         if found is not None:
             raise ParityError(
                 f"torch.compile does not compute what the sanitised graph computes at batch {batch}: {found}; "

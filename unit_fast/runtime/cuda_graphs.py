@@ -166,7 +166,8 @@ class GraphCache:
         pairs = [(after[:half], before[:half]) for after, before in zip(second, first, strict=True)]
         if not all(torch.equal(after, before) for after, before in pairs if not before.is_floating_point()):
             return False
-        return difference(*zip(*pairs, strict=True)) is None
+        changed, unchanged = zip(*pairs, strict=True)
+        return difference(changed, unchanged) is None
 
 
 class CudaGraph:

@@ -93,7 +93,8 @@ class Fused:
         graphs = cuda_graphs(graph, graph.flat.batched_inputs, self._device) if self._device.type == "cuda" else None
         reference = partial(_flat_reference, self._program, counting)
         example = graph.flat.tensors(self._program.example.args, self._program.example.kwargs)
-        return _Way(graph, graphs, self._device, [tensor.device for tensor in example], reference, counting)
+        inputs = [tensor.device for tensor in example]
+        return _Way(graph, graphs, self._device, inputs, reference, counting, self._program.dtype)
 
 
 class _Way:
@@ -107,6 +108,7 @@ class _Way:
         inputs: Sequence[torch.device],
         reference: Callable[..., Any],
         counting: bool,
+        dtype: torch.dtype,
     ) -> None:
         self.graph = graph
         self._graphs = graphs
@@ -114,6 +116,7 @@ class _Way:
         self._inputs = inputs
         self._reference = reference
         self._counting = counting
+        self._dtype = dtype
         self._verified: set[int] = set()
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -165,7 +168,7 @@ class _Way:
         return tensors[batched[0]].shape[0] if batched else 0
 
     def _verify(self, result: Any, expected: Any, size: int) -> None:
-        found = difference(result, expected, counts=(-1,) if self._counting else ())
+        found = difference(result, expected, (-1,) if self._counting else (), self._dtype)
         if found is not None:
             raise ParityError(
                 f"the fused graph does not agree with the sanitised graph at batch size {size}: {found}. "
