@@ -185,6 +185,27 @@ def test_auto_takes_compile_where_it_can(model):
         assert uf.sanitize(model, bounds_of(model), images(1)).backend in ("auto", "compile")
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(lambda x: (x > 0).to(x.dtype), id="a mask"),
+        pytest.param(lambda x: torch.zeros(x.shape[0], 1, 8, 8, dtype=x.dtype), id="zeros"),
+        pytest.param(lambda x: torch.softmax(x, 1, dtype=torch.float32).to(x.dtype), id="float32 in between"),
+    ],
+)
+def test_what_a_model_makes_in_the_dtype_of_its_input_follows_the_chosen_one(made):
+    class Making(SmallResNet):
+        def forward(self, x):
+            return super().forward(x + made(x))
+
+    model = randomised(Making())
+    bounds = bounds_of(model)
+    expected = uf.sanitize(model, bounds, images(1), backend="eager")(images(3))
+    half = uf.sanitize(model, bounds, images(1), backend="eager", dtype=torch.float16)
+    torch.testing.assert_close(half(images(3)).float(), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(half.float()(images(3)), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
 def test_other_dtypes_are_refused(model, dtype):
     with pytest.raises(uf.UnitFastError, match="expected a floating-point type"):

@@ -47,6 +47,20 @@ def make_on(module: fx.GraphModule, device: torch.device) -> None:
         module.recompile()
 
 
+def make_in(module: fx.GraphModule, before: torch.dtype, after: torch.dtype) -> None:
+    """Let what is made or converted in ``before``, that of the weights, be in ``after``, which they are converted to.
+
+    Whether the model asked for the dtype of its input or for this one by name, the trace does not tell.
+    """
+    if before == after:
+        return
+    for node in module.graph.nodes:
+        node.args, node.kwargs = fx.node.map_aggregate(
+            (node.args, node.kwargs), lambda given: after if given is before else given
+        )
+    module.recompile()
+
+
 def _is_put(node: fx.Node, tensor: Tensor) -> bool:
     """Whether it is the number in ``x[mask] = number``: torch fills in one on the CPU, and with one on a GPU it first
     waits to find the places."""

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from unit_fast.bounds import Bounds
 from unit_fast.calibration.readings import clean_readings
 from unit_fast.errors import SizeWarning, UnitFastError
-from unit_fast.fusion.gather_on_one_device import make_on
+from unit_fast.fusion.gather_on_one_device import make_in, make_on
 from unit_fast.fusion.read_clamps import neurons_per_sample
 from unit_fast.runtime.backends import RUNNERS, Backend, choose
 from unit_fast.runtime.calls import Call
@@ -196,10 +196,11 @@ class SanitizedModel(nn.Module):
         # What .to, .half and their like go through. A backend that cannot follow says so before anything is converted.
         probe = fn(torch.empty(0, device=self._device(), dtype=self._weights_dtype()))
         backend = choose(self._wanted, probe.device, probe.dtype)
-        built, before = self._current(), Weights(self.graph_module).kind
+        built, before, dtype = self._current(), Weights(self.graph_module).kind, self._weights_dtype()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._example = self._example.map_tensors(fn)
         make_on(self.graph_module, self._device())
+        make_in(self.graph_module, dtype, self._weights_dtype())
         if self._dtype is not None:
             self._dtype = self._weights_dtype()
         after = Weights(self.graph_module)

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from unit_fast.bounds import Bounds, require_bounds
 from unit_fast.capture import Example, call_arguments, capture
 from unit_fast.errors import BackendUnavailableError, CaptureError, DataError
+from unit_fast.fusion.gather_on_one_device import make_in
 from unit_fast.fusion.rewrite import set_constant
 from unit_fast.runtime.backends import Backend
 from unit_fast.runtime.calls import Call
@@ -62,7 +63,10 @@ def sanitize(
     graph_module = insert_bounds(captured, {name: bound.to(device, copy=True) for name, bound in bounds.items()})
     _own_weights(graph_module)
     if isinstance(dtype, torch.dtype):
+        floating = (tensor.dtype for tensor in graph_module.parameters() if tensor.is_floating_point())
+        before = next(floating, torch.float32)
         graph_module = graph_module.to(dtype)
+        make_in(graph_module, before, dtype)
     example = Call.from_example(example_input)
     if calibration_data is None:
         return SanitizedModel(graph_module, bounds, backend, dtype if isinstance(dtype, torch.dtype) else None, example)
