@@ -24,6 +24,7 @@ from unit_fast.fusion.gather_on_one_device import gather_on_one_device
 from unit_fast.fusion.relax_views import relax_views
 from unit_fast.fusion.remove_identities import remove_identities
 from unit_fast.fusion.rewrite import tidy
+from unit_fast.rounding import least_precise
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -257,7 +258,7 @@ def _alike(found: Any, expected: Any) -> bool:
     largest = float(finite.max()) if finite.numel() else 1.0
     if found.shape != expected.shape:
         return False
-    allowed = _ROUNDING.get(expected.dtype, 5e-2) * largest
+    allowed = _ROUNDING.get(least_precise(expected.is_cuda, expected.dtype), 5e-2) * largest
     close: bool = torch.allclose(found, expected, rtol=0, atol=allowed, equal_nan=True)
     return close
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from unit_fast.rounding import least_precise
+
 # Largest difference relative to the largest magnitude in the reference. Whole networks sum in other orders than the
 # reference and round at every layer: 1e-6 is usual in float32, and 4.7e-5 was seen where inputs a hundred times too
 # large drive a network into its bounds. What computes something else is wrong by about 1.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""In float32 that of float16 where torch may multiply by TF32, as for convolutions on CUDA unless told otherwise: it
-has float16's mantissa."""
+"""In float32 that of float16 where torch may multiply by TF32."""
 # How many of the activations above a bound rounding may move across it: some, and a share of the largest count. Of 100
 # in a network of five layers 4 were seen to in bfloat16, of 20 two. What counts something else is wrong by about all.
 MOVED = {torch.float64: (1, 0.01), torch.float32: (1, 0.01), torch.float16: (2, 0.05), torch.bfloat16: (4, 0.25)}
@@ -23,18 +24,7 @@ def tolerance(expected: Tensor, computed_in: torch.dtype | None = None) -> float
 
     ``computed_in`` is the dtype of the network, whose outputs may be of a wider one.
     """
-    return TOLERANCES.get(_least_precise(expected.is_cuda, expected.dtype, computed_in or expected.dtype), 0.0)
-
-
-def _least_precise(is_cuda: bool, *dtypes: torch.dtype) -> torch.dtype:
-    by_tf32 = is_cuda and torch.float32 in dtypes and _tf32_allowed()
-    return max((*dtypes, *([torch.float16] if by_tf32 else [])), key=lambda dtype: TOLERANCES.get(dtype, 0.0))
-
-
-def _tf32_allowed() -> bool:
-    # torch.backends.cudnn is replaced at import by an object that mypy does not see
-    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    return any(backend.fp32_precision == "tf32" for backend in backends)
+    return TOLERANCES.get(least_precise(expected.is_cuda, expected.dtype, computed_in or expected.dtype), 0.0)
 
 
 def judgeable(expected: Any) -> bool:
@@ -72,7 +62,7 @@ def difference(
             continue
         if not wanted.is_floating_point():
             moved = int((got.long() - wanted.long()).abs().max()) if number in counting else 0
-            least, share = MOVED[_least_precise(wanted.is_cuda, computed_in or torch.float32)]
+            least, share = MOVED[least_precise(wanted.is_cuda, computed_in or torch.float32)]
             most = least + int(share * int(wanted.long().abs().max()))
             if moved > most:
                 return f"output {number} is off by {moved}; expected at most {most}"
