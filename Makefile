@@ -9,10 +9,10 @@ PYTEST_ARGS ?=
 SEARCH ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test search test-triton36 lint clean
+.PHONY: help install demo test search test-triton36 test-emulated-gpu lint clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## create .venv and install unit_fast with everything its development needs
 
@@ -38,6 +38,10 @@ test-triton36: ## the kernels' tests with Triton 3.6, in an environment of their
 	@.venv36/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
 	@.venv36/bin/python -m pip install -qq --disable-pip-version-check triton==3.6.0 'numpy<2.4' pytest pytest-timeout hypothesis
 	@PYTHONPATH=. .venv36/bin/python -m pytest -q tests/kernels $(PYTEST_ARGS)
+
+# In one process: the device takes the place of torch's own before anything imports torch.
+test-emulated-gpu: $(INSTALLED) ## sanitize's tests for a GPU, on one emulated on the CPU; needs g++; 3 minutes
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -p no:xdist -p tests.emulated_gpu.plugin tests/runtime/test_on_gpu.py $(PYTEST_ARGS)
 
 clean: ## remove .venv, build folders and caches
 	rm -rf $(VENV) .venv36 build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
