@@ -79,6 +79,7 @@ class Responses:
         try:
             value = self._run(node)
             held = self._run(node, held=True) if any(argument in self._held for argument in batched) else None
+        # What an operator refuses (float64, a shape of its trace) cannot be tried: it is a root then, as an input is.
         except (_Unknown, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return
         if value.shape[:1] != _PROBES.shape:  # a constant has brought dimensions in front
