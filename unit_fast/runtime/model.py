@@ -27,8 +27,8 @@ from unit_fast.runtime.eager import Eager
 from unit_fast.runtime.explain import as_text
 from unit_fast.runtime.program import Program
 from unit_fast.runtime.runner import Inspector, Runner
-from unit_fast.runtime.threshold import measures, saturation, threshold, unusable, usual_excess
 from unit_fast.runtime.weights import Weights
+from unit_fast.threshold import measures, saturation, threshold, unusable, usual_excess
 
 
 class SanitizedModel(nn.Module):

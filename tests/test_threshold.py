@@ -12,7 +12,7 @@ import unit_fast as uf
 from tests.networks import SmallResNet, randomised
 from tests.runtime.networks import bounds_of, images
 from unit_fast.bounds import CleanReadings
-from unit_fast.runtime.threshold import measures, unusable, usual_excess
+from unit_fast.threshold import measures, unusable, usual_excess
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from unit_fast.bounds import Bounds, CleanReadings
 from unit_fast.errors import DataError, UnitFastError
 
 MEASURES = ("saturation", "excess")
+RATES = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+"""Shares of false alarms that are kept where thresholds are needed without the bounds."""
 
 
 def saturation(counts: Tensor, neurons: int) -> Tensor:
@@ -55,15 +57,38 @@ def threshold(bounds: Bounds, neurons: int, fpr: float, of: str) -> float:
         raise UnitFastError(f"fpr={fpr!r}; expected a share of false alarms between 0 and 1, such as 0.01")
     readings = require_readings(bounds)
     if of == "saturation":
-        clean = saturation(readings.counts, neurons)
-    else:
-        clean = relative_excess(readings.excess, usual_excess(bounds))
-    rank = math.ceil((1 - fpr) * (len(clean) + 1) - 1e-9)
-    if rank > len(clean):
+        return _exceeded_by(saturation(readings.counts, neurons), fpr)
+    return _exceeded_by(relative_excess(readings.excess, usual_excess(bounds)), fpr)
+
+
+def excess_thresholds(bounds: Bounds) -> dict[float, float]:
+    """By share of false alarms, the excess above which at most that share of clean samples lie.
+
+    For those of ``RATES`` that the bounds hold enough clean samples for.
+
+    Raises:
+        DataError: the bounds hold no clean readings, or some that are no numbers.
+    """
+    clean = relative_excess(require_readings(bounds).excess, usual_excess(bounds))
+    return {fpr: _exceeded_by(clean, fpr) for fpr in RATES if len(clean) >= _fewest(fpr)}
+
+
+def _fewest(fpr: float) -> int:
+    """How many clean samples a share of false alarms needs at least."""
+    return math.ceil(1 / fpr - 1e-9) - 1
+
+
+def _exceeded_by(
+    clean: Tensor,  # (n,)
+    fpr: float,
+) -> float:
+    """The value that a share ``fpr`` of clean samples exceeds, at most."""
+    if len(clean) < _fewest(fpr):
         raise DataError(
-            f"fpr={fpr} needs at least {math.ceil(1 / fpr) - 1:,} clean samples and the bounds hold the readings of "
+            f"fpr={fpr} needs at least {_fewest(fpr):,} clean samples and the bounds hold the readings of "
             f"{len(clean):,}; learn from more with fit_threshold(loader), or allow more false alarms"
         )
+    rank = math.ceil((1 - fpr) * (len(clean) + 1) - 1e-9)
     found = float(clean.sort().values[rank - 1])
     if not math.isfinite(found):
         raise DataError(
