@@ -85,6 +85,9 @@ COST = (
     Way("auto", "channel"),
     Way("min", "neuron"),
     Way("min", "neuron", optimized=True),
+    Way("clip", "tensor", inspect=True),
+    Way("min", "neuron", inspect=True),
+    Way("min", "neuron", optimized=True, inspect=True),
 )
 INT8 = (
     PLAIN,
@@ -177,7 +180,7 @@ def _timed(
 def _described(network: str, way: Way) -> Row:
     return {
         "network": network,
-        "form": f"{way.form}, optimised" if way.optimized else way.form,
+        "form": ", ".join([way.form, *["optimised"] * way.optimized, *["inspect"] * way.inspect]),
         "granularity": way.granularity,
         "precision": way.precision,
         "maker": way.maker,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.models import make, make_bounds
 from unit_fast.bounds import Bounds, Granularity
 from unit_fast.export import ExportReport, OnnxRuntimeModel, export_onnx, optimize_onnx
+from unit_fast.runtime import sanitize
 
 SAMPLES, LARGE_SAMPLES = 128, 32  # that bounds and int8 are fitted to; of images above 64×64 fewer, for memory
 
@@ -30,6 +31,7 @@ class Way:
         precision: as ``export_onnx`` takes it.
         maker: "unit_fast", or who else wrote the file.
         optimized: for the processor at hand, by ``optimize_onnx``.
+        inspect: it measures its samples too.
     """
 
     form: str
@@ -37,10 +39,11 @@ class Way:
     precision: str = "fp32"
     maker: str = "unit_fast"
     optimized: bool = False
+    inspect: bool = False
 
     def __str__(self) -> str:
-        here = "optimised" if self.optimized else None
-        return " ".join(filter(None, (self.precision, self.form, self.granularity, self.maker, here)))
+        marks = [name for name, marked in (("optimised", self.optimized), ("inspect", self.inspect)) if marked]
+        return " ".join(filter(None, (self.precision, self.form, self.granularity, self.maker, *marks)))
 
 
 PLAIN = Way("no clamps", None)
@@ -80,6 +83,9 @@ class Workshop:
             unlimited = {site: torch.full_like(bound, torch.inf) for site, bound in bounds.items()}
             bounds = replace(bounds, tensors=unlimited)
         options: dict[str, Any] = {}
+        if way.inspect:
+            bounds = sanitize(model, bounds, example, backend="eager").fit_threshold([example]).bounds
+            options["inspect"] = True
         if way.precision == "int8":
             options["calibration_data"] = samples(example)
         with warnings.catch_warnings():

@@ -33,6 +33,7 @@ def export_onnx(
     normalization: Normalization | MeanAndStd | None = None,
     calibration_data: Iterable[Any] | None = None,
     weight_bits: int = 8,
+    inspect: bool = False,
 ) -> ExportReport:
     """Write the sanitised model as an ONNX file that ONNX Runtime and other runtimes run.
 
@@ -65,6 +66,11 @@ def export_onnx(
         calibration_data: for int8: batches of (x, y) or x, such as the loader that the bounds were calibrated on; a few
             hundred clean samples. Iterated once.
         weight_bits: for int8: 8, or 7 for processors without VNNI, whose integer kernels overflow.
+        inspect: the file has one more output, "excess", (N,) float32: per sample, how far the worst activation lies
+            above its bound, as :meth:`unit_fast.runtime.SanitizedModel.inspect` measures it. It is infinite for a
+            sample with NaN in its input, or infinity unless the example has some. Thresholds for shares of false alarms
+            go into the file's metadata. It needs bounds with clean readings; not in int8, nor in forms other than
+            "clip" and "min".
 
     Raises:
         ExportError: the form, precision or opset is not available or cannot express a bound; an operator has no
@@ -75,13 +81,13 @@ def export_onnx(
             Or int8 changes more than 5 % of the predictions on the calibration data that were no ties, or costs more
             than a point of accuracy.
         DataError: calibration_data is missing, too small, holds NaN, does not fit the model, is all alike, or
-            has another range than example_input.
+            has another range than example_input; or inspect=True and the bounds hold no clean readings.
         BackendUnavailableError: onnx, onnxscript or ONNX Runtime are not installed.
         OutputError: the file cannot be written.
     """
     options = check_options(
         form=form, target=target, precision=precision, opset=opset, verify=verify, normalization=normalization,
-        weight_bits=weight_bits,
+        weight_bits=weight_bits, inspect=inspect,
     )  # fmt: skip
     from unit_fast.export.pipeline import export
 
@@ -126,6 +132,7 @@ def check_options(
     verify: bool,
     normalization: Normalization | MeanAndStd | None,
     weight_bits: int,
+    inspect: bool = False,
 ) -> "Options":
     """What :func:`export_onnx` does with its options before any work, for callers with work of their own to do first.
 
@@ -141,7 +148,7 @@ def check_options(
             f"the export needs onnx and onnxscript ({error}); install unit_fast[onnxruntime], or unit_fast[onnx] to "
             "export without verification"
         ) from error
-    options = Options(form, precision, opset, verify, weight_bits, target, Normalization.of(normalization))
+    options = Options(form, precision, opset, verify, weight_bits, target, Normalization.of(normalization), inspect)
     options.check()
     if verify or precision == "int8":
         load_runtime("onnxruntime")

@@ -31,6 +31,7 @@ class FlatGraph:
         output_names: one for each output.
         structure: how the model nests its outputs, as JSON: a leaf is an output's name or None, a sequence
             ``{"tuple": [...]}`` or ``{"list": [...]}``, a mapping ``{"dict": {...}}``.
+        excess: which output is not the model's: how far each sample was driven beyond the bounds (``excess.py``).
     """
 
     module: fx.GraphModule
@@ -39,6 +40,7 @@ class FlatGraph:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     structure: Any
+    excess: str | None = None
 
     def batch(self, size: int, scale: float = 1.0, noise: bool = False) -> tuple[Tensor, ...]:
         """Inputs for ``size`` samples: the example's rows in turn, floating ones times ``scale``.

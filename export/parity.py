@@ -97,7 +97,7 @@ def check_parity(
     runtime = load_runtime("onnxruntime")
     reference = reference_cases(graph, clamped, written, CANCELLING[precision])
     reached = reference.reached
-    comparison = _Comparison(clamped, clamps, precision)
+    comparison = _Comparison(clamped, clamps, precision, graph.excess)
     checks: list[ParityCheck] = []
     if precision == "fp16":
         require_survival(plain)
@@ -106,6 +106,7 @@ def check_parity(
         model, watched = (_load(path, optimized) for path in (plain, exposed))
         how = f"graph optimisation {'on' if optimized else 'off'}"
         checks += comparison.check_all(reference.cases, model, watched, how, optimized)
+        _check_alarm(graph, model, how)
     runtimes = [f"onnxruntime {runtime.__version__}"]
     openvino = _openvino(plain, exposed)
     if openvino is not None:
@@ -113,6 +114,7 @@ def check_parity(
         runtimes.append(f"openvino {version}")
         cases = [case for case in reference.cases if case.name in _OPENVINO_INPUTS]
         checks += comparison.check_all(cases, model_, watched_, "OpenVINO", True, "openvino")
+        _check_alarm(graph, model_, "OpenVINO")
     unreached = [site for site, hit in reached.items() if not hit]
     if unreached:
         shown = ", ".join(unreached[:5]) + (", …" if len(unreached) > 5 else "")
@@ -129,8 +131,8 @@ def check_parity(
 class _Comparison:
     """What a file is held to, whichever runtime runs it."""
 
-    def __init__(self, clamped: Mapping[str, str], clamps: Sequence[Clamp], precision: str) -> None:
-        self.clamped, self.precision = clamped, precision
+    def __init__(self, clamped: Mapping[str, str], clamps: Sequence[Clamp], precision: str, excess: str | None) -> None:
+        self.clamped, self.precision, self.excess = clamped, precision, excess
         self.upper = {clamp.site: torch.from_numpy(clamp.upper.copy()) for clamp in clamps if clamp.upper is not None}
         self.scales = {clamp.site: torch.from_numpy(clamp.scale.copy()) for clamp in clamps if clamp.scale is not None}
 
@@ -161,7 +163,7 @@ class _Comparison:
         outside = CEILINGS[self.precision]
         # Sites first, in the order in which they run: the first that differs is where the fault lies.
         errors: list[tuple[float, float, float]] = []
-        results = _run(watched, case, where)
+        results = _run(watched, case.inputs, where)
         for site, name in self.clamped.items():
             _check_bound(site, results[name], self.upper[site], where)
             if not case.compared:
@@ -177,9 +179,18 @@ class _Comparison:
             errors.append(_compare(f"site {site}", found, expected, tolerance, case.rounding, where, single, whole))
         if not case.compared:
             return None
-        results = _run(model, case, where)
+        results = _run(model, case.inputs, where)
         of_outputs = [
-            _compare(f"output {name}", results[name], expected, tolerance, case.rounding, where, outside)
+            _compare(
+                f"output {name}",
+                results[name],
+                expected,
+                tolerance,
+                case.rounding,
+                where,
+                outside,
+                least=1.0 if name == self.excess else 0.0,
+            )
             for name, expected in case.outputs.items()
         ]
         errors += of_outputs
@@ -193,6 +204,25 @@ class _Comparison:
             runtime=runtime,
             output_rel=max((error[1] for error in of_outputs), default=0.0),
         )
+
+
+def _check_alarm(graph: FlatGraph, model: _Runner, how: str) -> None:
+    """A sample with NaN in its input has an infinite excess, and the one beside it a finite one."""
+    inputs = [tensor.clone() for tensor in graph.batch(2)]
+    spoilt = [
+        tensor
+        for tensor, dynamic in zip(inputs, graph.dynamic, strict=True)
+        if 0 in dynamic and tensor.is_floating_point() and tensor[0].numel()
+    ]
+    if graph.excess is None or not spoilt:
+        return
+    for tensor in spoilt:
+        tensor[1].view(-1)[-1] = math.nan
+        where = f"NaN in a sample, {how}"
+        found = _run(model, tuple(inputs), where)[graph.excess].tolist()
+        if not (math.isfinite(found[0]) and found[1] == math.inf):
+            raise ParityError(f"output {graph.excess}, {where}: is {found}; expected a finite number and infinity")
+        tensor[1] = tensor[0]
 
 
 def _without_denormals(values: Tensor) -> Tensor:
@@ -219,8 +249,8 @@ def _load(path: Path, optimized: bool) -> OnnxRuntimeModel:
         raise ParityError(f"the exported file does not load: {error}") from error
 
 
-def _run(model: _Runner, case: Case, where: str) -> dict[str, Tensor]:
-    feed = {name: tensor.contiguous().numpy() for name, tensor in zip(model.input_names, case.inputs, strict=True)}
+def _run(model: _Runner, inputs: tuple[Tensor, ...], where: str) -> dict[str, Tensor]:
+    feed = {name: tensor.contiguous().numpy() for name, tensor in zip(model.input_names, inputs, strict=True)}
     try:
         return model.run(feed)
     except DataError as error:
@@ -245,11 +275,12 @@ def _compare(
     where: str,
     single: float | None = CEILINGS["fp32"],
     whole: float | None = None,
+    least: float = 0.0,
 ) -> tuple[float, float, float]:
     """Absolute error, relative error and argmax agreement; raises when they are not within the limit.
 
     However much is rounded, single values are held to ``single`` times the largest, and all to ``whole`` times the root
-    mean square.
+    mean square. The largest counts as ``least`` at least.
     """
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ParityError(
@@ -265,7 +296,7 @@ def _compare(
         return 0.0, 0.0, 1.0
     wide = torch.promote_types(expected.dtype, torch.float32)
     found, expected = found.to(wide), expected.to(wide)
-    scale, absolute = largest(expected), largest(found - expected)
+    scale, absolute = max(largest(expected), least), largest(found - expected)
     relative = absolute / scale if scale else absolute
     rounded = ROUNDING * rounding.get(what, 0.0)
     limit = max(tolerance * scale, rounded if single is None else min(rounded, single * scale))

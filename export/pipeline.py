@@ -24,6 +24,7 @@ from unit_fast.capture import Example, capture
 from unit_fast.errors import DataError, ParityError
 from unit_fast.export.clean import check_private, name_activations, name_signature, strip
 from unit_fast.export.errors import ExportError
+from unit_fast.export.excess import Excess, with_excess
 from unit_fast.export.flat import FlatGraph, flatten_graph
 from unit_fast.export.fold_normalization import fold_normalisation, normalise
 from unit_fast.export.folding import fold_for, prove_folding
@@ -49,6 +50,7 @@ from unit_fast.export.structure import check_structure
 from unit_fast.export.translate import translate
 from unit_fast.files import OutputError
 from unit_fast.sites import find_sites, insert_bounds
+from unit_fast.threshold import excess_thresholds
 
 # Fewer say too little of ranges, and of predictions: of 32, one that changes is 3 %.
 FEWEST_SAMPLES = 32
@@ -126,13 +128,14 @@ def _write(
     folder: Path,
     started: float,
 ) -> ExportReport:
+    excess = Excess.of(sanitised, bounds) if options.inspect else None
     graph = flatten_graph(sanitised, example_input)
     _require_float32(graph)
     if options.normalization is not None:
         graph = normalise(graph, options.normalization)
     losses: dict[str, Loss] = {}
     if samples is None:
-        choice = choose(options.form, options.target, bounds.granularity)
+        choice = choose(options.form, options.target, bounds.granularity, options.inspect)
     else:
         check_samples(graph, samples)
         choice, losses = choose_folds(graph, options.form, samples, options.weight_bits)
@@ -143,6 +146,9 @@ def _write(
         prove_folding(graph, choice)
     made = folded.graph if options.normalization is None else fold_normalisation(folded.graph)
     made = in_half(made) if options.precision == "fp16" else made
+    rewritten = made is not graph
+    if excess is not None:
+        graph, made = with_excess(graph, excess), with_excess(made, excess)
     exported, site_bounds = translate(made, options.opset)
     clamps = lower(exported, site_bounds, choice, folded.sites)
     strip(exported)
@@ -152,16 +158,16 @@ def _write(
 
     plain = folder / "plain.onnx"
     ir.save(exported, plain, external_data=data)
-    clamped = check_structure(onnx.load(plain), clamps, options.opset)
+    clamped = check_structure(onnx.load(plain), clamps, options.opset, inspected=options.inspect)
     parity, reached = None, dict[str, bool]()
     if options.verify:
         exposed = folder / "exposed.onnx"
         _expose(plain, exposed, clamped)
         # int8 is measured against the float32 graph that it is made of, which has to be right first.
         compared = "fp32" if samples is not None else options.precision
-        origin = Written(made, folded.scales) if made is not graph else None
+        origin = Written(made, folded.scales) if rewritten else None
         parity, reached = check_parity(graph, plain, exposed, clamped, clamps, compared, origin)
-        if options.precision == "fp32":
+        if options.precision == "fp32" and not options.inspect:
             warn_of_unfused(plain, options.target, clamps)
     written: dict[str, Clamp | IntegerClamp] = {clamp.site: clamp for clamp in clamps}
     accuracy = None
@@ -170,13 +176,15 @@ def _write(
         written |= {clamp.site: clamp for clamp in quantized.integer}
         accuracy = quantized.accuracy
 
+    thresholds = excess_thresholds(bounds) if options.inspect else None
     entries = describe(
-        bounds, graph, [*written.values()], options.form, options.precision, parity, accuracy, options.normalization
-    )
+        bounds, graph, [*written.values()], options.form, options.precision, parity, accuracy, options.normalization,
+        thresholds,
+    )  # fmt: skip
     sign(exported, entries)
     final = folder / "final.onnx"
     ir.save(exported, final, external_data=data)
-    _check_file(final, [*written.values()], options.opset)
+    _check_file(final, [*written.values()], options)
     size = publish(final, path, folder / data if data else None)
     return ExportReport(
         path=path,
@@ -199,6 +207,7 @@ def _write(
         accuracy=accuracy,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         seconds=time.perf_counter() - started,
+        thresholds=thresholds,
     )
 
 
@@ -276,7 +285,7 @@ def _expose(plain: Path, exposed: Path, clamped: dict[str, str]) -> None:
     onnx.save(model, exposed)
 
 
-def _check_file(file: Path, clamps: Sequence[Clamp | IntegerClamp], opset: int) -> None:
+def _check_file(file: Path, clamps: Sequence[Clamp | IntegerClamp], options: Options) -> None:
     try:
         onnx.checker.check_model(file, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -284,6 +293,6 @@ def _check_file(file: Path, clamps: Sequence[Clamp | IntegerClamp], opset: int) 
     model = onnx.load(file)
     integer = [clamp for clamp in clamps if isinstance(clamp, IntegerClamp)]
     floating = [clamp for clamp in clamps if isinstance(clamp, Clamp)]
-    check_structure(model, floating, opset, [clamp.site for clamp in integer])
+    check_structure(model, floating, options.opset, [clamp.site for clamp in integer], options.inspect)
     check_integer_clamps(model, integer)
     check_private(model)

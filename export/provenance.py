@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -16,7 +16,7 @@ from unit_fast.export.forms import Clamp
 from unit_fast.export.normalization import Normalization
 from unit_fast.export.quantization import IntegerClamp
 from unit_fast.export.report import Int8Accuracy, ParityResult
-from unit_fast.export.session import STRUCTURE_KEY
+from unit_fast.export.session import EXCESS_KEY, STRUCTURE_KEY
 
 PRODUCER = "unit_fast"
 
@@ -30,6 +30,7 @@ def describe(
     parity: ParityResult | None,
     accuracy: Int8Accuracy | None = None,
     normalization: Normalization | None = None,
+    thresholds: Mapping[float, float] | None = None,
 ) -> dict[str, str]:
     """Metadata by key, the same for the same export: no time, no machine, no path."""
     entries: dict[str, Any] = {
@@ -47,6 +48,8 @@ def describe(
     }
     if normalization is not None:
         entries["unit_fast.normalization"] = json.dumps(asdict(normalization))
+    if graph.excess is not None:
+        entries[EXCESS_KEY] = json.dumps({"output": graph.excess, "thresholds": thresholds})
     if accuracy is not None:
         entries["unit_fast.int8"] = accuracy.summary()
     return {key: str(value) for key, value in entries.items()}

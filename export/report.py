@@ -1,5 +1,6 @@
 """What an export hands back."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ class ExportReport:
         accuracy: what int8 costs; None at other precisions.
         sha256: of the file.
         seconds: the export took.
+        thresholds: of the excess, by share of false alarms; None where the file does not measure it.
     """
 
     path: Path
@@ -169,6 +171,7 @@ class ExportReport:
     sha256: str
     seconds: float
     accuracy: Int8Accuracy | None = None
+    thresholds: Mapping[float, float] | None = None
 
     @property
     def forms(self) -> dict[str, str]:
@@ -198,9 +201,12 @@ class ExportReport:
         for site in self.sites:
             shape = "×".join(map(str, site.bound_shape)) or "scalar"
             sites.add_row(site.site, shape, site.form, site.reason, reached[site.reached])
-        int8 = [f"int8: {self.accuracy.summary()}"] if self.accuracy else []
+        notes = [f"int8: {self.accuracy.summary()}"] if self.accuracy else []
+        if self.thresholds is not None:
+            shown = ", ".join(f"{found:.3g} ({fpr:.1%})" for fpr, found in self.thresholds.items())
+            notes.append(f"output excess: thresholds, and false alarms there: {shown or 'too few clean samples'}")
         if self.parity is None:
-            return Group(sites, *int8, "[bold]not verified[/bold]: verify=False")
+            return Group(sites, *notes, "[bold]not verified[/bold]: verify=False")
         parity = Table(title=f"torch against {self.parity.runtime}")
         for heading in ("batch", "max abs error", "max rel error", "argmax agreement"):
             parity.add_column(heading, justify="right")
@@ -212,7 +218,7 @@ class ExportReport:
                 f"{max(check.max_rel for check in checks):.2g}",
                 f"{min(check.agreement for check in checks):.4f}",
             )
-        return Group(sites, *int8, parity)
+        return Group(sites, *notes, parity)
 
 
 @dataclass(frozen=True)

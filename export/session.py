@@ -15,6 +15,7 @@ from unit_fast.export.runtimes import load_runtime
 
 STRUCTURE_KEY = "unit_fast.output_structure"
 OPTIMIZED_KEY = "unit_fast.optimized_for"
+EXCESS_KEY = "unit_fast.excess"
 _PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -45,6 +46,7 @@ class OnnxRuntimeModel:
         input_names: in the order of the call.
         output_names: in the order of the file.
         metadata: the file's metadata_props; ``unit_fast.*`` tell where it came from.
+        excess: name of the output that measures samples; None in files that were exported without ``inspect=True``.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is missing, or the device's provider does not really run.
@@ -87,8 +89,11 @@ class OnnxRuntimeModel:
         self._input_types = {value.name: value.type for value in self.session.get_inputs()}
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         _require_here(path, self.metadata.get(OPTIMIZED_KEY), device)
-        structure = self.metadata.get(STRUCTURE_KEY)
+        structure, excess = (self.metadata.get(key) for key in (STRUCTURE_KEY, EXCESS_KEY))
         self._structure: Any = json.loads(structure) if structure else None
+        inspected: dict[str, Any] = json.loads(excess) if excess else {}
+        self.excess: str | None = inspected.get("output")
+        self._thresholds: dict[str, float] = inspected.get("thresholds", {})
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Run the model.
@@ -104,10 +109,36 @@ class OnnxRuntimeModel:
         Raises:
             DataError: inputs are missing, unknown, or of a shape or dtype that the file does not take.
         """
+        return self._outputs_of(self.run(self._feed(args, kwargs)))
+
+    def inspect(self, *args: Tensor, **kwargs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """What a call returns, and what the file measures of each sample: ``{"excess": (N,)}``, float32.
+
+        As :meth:`unit_fast.runtime.SanitizedModel.inspect`, of files that were exported with ``inspect=True``; of
+        others the measures are empty.
+
+        Raises:
+            DataError: as of a call.
+        """
         values = self.run(self._feed(args, kwargs))
-        if self._structure is not None:
-            return _nest(self._structure, values)
-        return next(iter(values.values())) if len(values) == 1 else values
+        measures = {} if self.excess is None else {"excess": values[self.excess]}
+        return self._outputs_of(values), measures
+
+    def threshold(self, fpr: float = 0.01) -> float:
+        """The excess that a clean sample exceeds with probability ``fpr`` at most, from the file's metadata.
+
+        Raises:
+            DataError: the file was not exported with ``inspect=True``, or holds no threshold for ``fpr``.
+        """
+        if self.excess is None:
+            raise DataError("the file does not measure its samples; export it with inspect=True")
+        if str(fpr) not in self._thresholds:
+            raise DataError(
+                f"the file holds no threshold for fpr={fpr}; expected one of {', '.join(self._thresholds) or 'none'} "
+                "(n clean samples give those of 1 / (n + 1) and more); any other is to be had from the bounds, with "
+                "sanitize(…).threshold"
+            )
+        return self._thresholds[str(fpr)]
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """All outputs by name, for inputs by name.
@@ -129,6 +160,12 @@ class OnnxRuntimeModel:
             DataError: as ``run``.
         """
         return list(self.run(dict(zip(self.input_names, inputs, strict=True))).values())
+
+    def _outputs_of(self, values: dict[str, Tensor]) -> Any:
+        """What the model returned, of all outputs by name."""
+        if self._structure is not None:
+            return _nest(self._structure, values)
+        return next(iter(values.values())) if len(values) == 1 else values
 
     def _feed(self, args: Sequence[Tensor], kwargs: dict[str, Tensor]) -> dict[str, np.ndarray]:
         if len(args) > len(self.input_names):

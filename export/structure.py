@@ -17,7 +17,11 @@ from unit_fast.export.forms.hard_sigmoid import BETA
 
 
 def check_structure(
-    model: onnx.ModelProto, clamps: Sequence[Clamp], opset: int, integers: Collection[str] = ()
+    model: onnx.ModelProto,
+    clamps: Sequence[Clamp],
+    opset: int,
+    integers: Collection[str] = (),
+    inspected: bool = False,
 ) -> dict[str, str]:
     """Check that every site is clamped by exactly what was planned.
 
@@ -26,13 +30,14 @@ def check_structure(
         clamps: what each site should be clamped by.
         opset: the opset that was asked for.
         integers: sites that are clamped after quantising, by nodes that are not looked at here.
+        inspected: whether one subtraction a site should tell what its clamp takes away.
 
     Returns:
         Name of the clamped activation by site, for sites that have a clamp.
 
     Raises:
-        ParityError: a clamp is missing, doubled, bypassed, of another operator, or holds other constants; names the
-            site. Or the opset differs, or operators or functions of our own are left.
+        ParityError: a clamp is missing, doubled, bypassed, of another operator, holds other constants, or is not
+            inspected; names the site. Or the opset differs, or operators or functions of our own are left.
     """
     _check_opset(model, opset)
     nodes = defaultdict(list)
@@ -40,8 +45,19 @@ def check_structure(
         nodes[node.name].append(node)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     readers = Counter(name for node in model.graph.node for name in node.input)
+    pairs = {(node.input[0], node.output[0]) for node in model.graph.node if node.name.endswith("/clamp")}
+
+    def reads_both(node: onnx.NodeProto) -> bool:
+        return inspected and node.op_type == "Sub" and tuple(node.input) in pairs
+
+    read = Counter(tuple(node.input) for node in model.graph.node if reads_both(node))
     # Activations that are computed twice from the same values become one, which the clamps of both sites read.
-    past = Counter(name for node in model.graph.node if not node.name.endswith("/clamp") for name in node.input)
+    past = Counter(
+        name
+        for node in model.graph.node
+        if not node.name.endswith("/clamp") and not reads_both(node)
+        for name in node.input
+    )
     outputs = {value.name for value in model.graph.output}
     expected = [clamp for clamp in clamps if clamp.op is not None]
     elsewhere = {node_name(site) for site in integers}
@@ -59,7 +75,11 @@ def check_structure(
         source, result = node.input[0], node.output[0]
         if source in outputs or past[source]:
             raise ParityError(f"site {clamp.site}: {past[source]} nodes read the activation past its clamp")
-        if result not in outputs and not readers[result]:
+        if inspected and read[source, result] != 1:
+            raise ParityError(
+                f"site {clamp.site}: {read[source, result]} subtractions read what its clamp takes away, expected one"
+            )
+        if result not in outputs and readers[result] <= inspected:
             raise ParityError(f"site {clamp.site}: nothing reads the clamped activation")
         if clamp.after is not None:
             _check_product(

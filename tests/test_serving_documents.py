@@ -19,6 +19,7 @@ from safetensors.torch import save_model
 from typer.testing import CliRunner
 
 from tests.export.models import bounds_for
+from unit_fast import sanitize
 from unit_fast.cli import app
 from unit_fast.export import OnnxRuntimeModel, export_onnx
 from unit_fast.export.openvino_model import shared_core
@@ -62,6 +63,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
     bounds = bounds_for(net, x, "channel")
     export_onnx(net, bounds, folder / "model.onnx", example_input=x, verify=False)
+    bounds = sanitize(net, bounds, x, backend="eager").fit_threshold([x.repeat(2, 1, 1, 1)]).bounds
+    export_onnx(net, bounds, folder / "inspected.onnx", example_input=x, inspect=True, verify=False)
     bounds.save(folder / "bounds.safetensors")
     save_model(net, str(folder / "weights.safetensors"))
     (folder / "nets.py").write_text(FACTORY)
@@ -90,7 +93,7 @@ def expected(images: np.ndarray) -> torch.Tensor:
 def test_every_example_is_run_by_a_test_here() -> None:
     sections = re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE)
     assert {section: len(examples(section)) for section in sections} == {
-        "ONNX Runtime": 4, "OpenVINO": 1, "Triton Inference Server": 1, "Ray Data": 1,
+        "ONNX Runtime": 5, "OpenVINO": 1, "Triton Inference Server": 1, "Ray Data": 1,
     }  # fmt: skip
 
 
@@ -102,8 +105,18 @@ def test_onnx_runtime_on_the_cpu() -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_onnx_runtime_raises_alarms() -> None:
+    blocks = examples("ONNX Runtime")
+    scope = run(blocks[1], run(blocks[0]))
+    model = OnnxRuntimeModel("inspected.onnx")
+    _, measures = model.inspect(torch.from_numpy(scope["images"]))
+    torch.testing.assert_close(torch.from_numpy(scope["excess"]), measures["excess"])
+    assert scope["suspicious"].tolist() == (measures["excess"] > model.threshold(0.05)).tolist()
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    ("block", "provider"), [(1, "CUDAExecutionProvider"), (2, "TensorrtExecutionProvider")], ids=["cuda", "tensorrt"]
+    ("block", "provider"), [(2, "CUDAExecutionProvider"), (3, "TensorrtExecutionProvider")], ids=["cuda", "tensorrt"]
 )
 def test_onnx_runtime_on_a_gpu(block: int, provider: str) -> None:
     """Where there is none, ONNX Runtime falls back without an error, and the example's check must tell."""
@@ -121,7 +134,7 @@ def test_onnx_runtime_on_a_gpu(block: int, provider: str) -> None:
 
 def test_onnx_runtime_tells_where_every_node_ran(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = examples("ONNX Runtime")
-    scope = run(blocks[3], run(blocks[0]))
+    scope = run(blocks[4], run(blocks[0]))
     assert set(scope["placed"]) == {"CPUExecutionProvider"}
     assert scope["placed"]["CPUExecutionProvider"] >= 5
     assert "CPUExecutionProvider" in capsys.readouterr().out
@@ -131,7 +144,8 @@ def test_onnx_runtime_tells_where_every_node_ran(here: Path, capsys: pytest.Capt
 @pytest.mark.usefixtures("here")
 def test_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    monkeypatch.setattr(openvino, "Core", shared_core)  # a second Core's end would break Ctrl-C in later tests
+    core = shared_core()
+    monkeypatch.setattr(openvino, "Core", lambda: core)  # a second Core's end would break Ctrl-C in later tests
     scope = run(examples("OpenVINO")[0])
     torch.testing.assert_close(torch.from_numpy(scope["logits"]), expected(scope["images"]), rtol=1e-4, atol=1e-5)
 

@@ -66,6 +66,8 @@ _NAMED = {
     "folded": Line(("min",), "", "all"),
 }
 NAMES = (AUTO, *_NAMED)
+# One node that reads the activation as it is, which the file then reads once more.
+INSPECTED = ("clip", "min")
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,19 @@ def check_choice(form: str, target: str) -> None:
         raise ExportError(f"target={target!r} is unknown; the targets are: {', '.join(TARGETS)}")
 
 
-def choose(form: str, target: str, granularity: Granularity) -> Choice:
-    """How clamps are written in ``form`` for ``target``.
+def choose(form: str, target: str, granularity: Granularity, inspect: bool = False) -> Choice:
+    """How clamps are written in ``form`` for ``target``; with ``inspect``, of those forms that leave activations alone.
 
     Raises:
         ExportError: there is no such form or target.
     """
     check_choice(form, target)
     line = TARGETS[target][granularity] if form == AUTO else _NAMED[form]
+    if inspect:
+        forms = tuple(name for name in line.forms if name in INSPECTED)
+        line = Line(
+            forms, "the activation is read before its clamp too, which then is not fused" if line.reason else ""
+        )
     return Choice(
         form,
         line.forms,

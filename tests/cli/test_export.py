@@ -131,6 +131,7 @@ def test_mistakes_are_one_line_and_2_and_leave_no_file(
         pytest.param(["--target", "toaster"], "target='toaster' is unknown", id="target"),
         pytest.param(["--form", "clip", "--dtype", "int8"], "form='clip' is not available in int8", id="together"),
         pytest.param(["--form", "clip"], "expected tensor granularity", id="bounds"),
+        pytest.param(["--inspect", "--form", "folded"], "is not available with inspect=True", id="inspect"),
         pytest.param(["--dtype", "int8"], "--dtype int8 is fitted to data", id="int8-without-data"),
         pytest.param(
             ["--mean", "0", "--std", "0", "--fold-normalization"],
@@ -273,3 +274,16 @@ def test_the_file_can_take_pixels(here: Path, bounds: Path, unit_fast) -> None:
     assert (outside.exit_code, inside.exit_code) == (0, 0), outside.stderr + inside.stderr
     expected = OnnxRuntimeModel(here / "outside.onnx")((x - 0.4) / 0.2)
     torch.testing.assert_close(OnnxRuntimeModel(here / "inside.onnx")(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_inspect_adds_the_measure_and_its_thresholds(here: Path, bounds: Path, unit_fast) -> None:
+    source = ("-m", "nets:net", "--weights", "weights.pth", "--data", "clean.npz")
+
+    result = unit_fast("export", *source, "-b", bounds, "-o", "m.onnx", "--inspect", "--no-speed", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    file = OnnxRuntimeModel(here / "m.onnx")
+    assert file.excess == "excess"
+    thresholds = json.loads(result.stdout)["thresholds"]
+    assert thresholds
+    assert {fpr: file.threshold(float(fpr)) for fpr in thresholds} == thresholds

@@ -100,6 +100,26 @@ def test_damage_is_found(form: str, damage: Callable[[onnx.ModelProto], None], m
         check_structure(file, clamps, 20)
 
 
+def subtract(file: onnx.ModelProto, result: str = "") -> None:
+    source, clamped = clamp_node(file).input[0], clamp_node(file).output[0]
+    file.graph.node.append(helper.make_node("Sub", [source, result or clamped], ["away"], name="away"))
+
+
+def test_what_a_clamp_takes_away_is_read_once_where_that_was_asked_for_and_nowhere_else() -> None:
+    file, clamps = exported("min")
+    with pytest.raises(ParityError, match="site act: 0 subtractions read what its clamp takes away, expected one"):
+        check_structure(file, clamps, 20, inspected=True)
+    subtract(file)
+    with pytest.raises(ParityError, match="site act: 1 nodes read the activation past its clamp"):
+        check_structure(file, clamps, 20)
+
+    assert check_structure(file, clamps, 20, inspected=True) == {"act": clamp_node(file).output[0]}
+
+    subtract(file, "act/bound")
+    with pytest.raises(ParityError, match="site act: 1 nodes read the activation past its clamp"):
+        check_structure(file, clamps, 20, inspected=True)
+
+
 def test_the_onnx_checker_alone_would_pass_a_vector_clip() -> None:
     file, clamps = exported("clip")
     vector(file)

@@ -82,6 +82,10 @@ def export(
             help="The file takes pixels in [0, 1] and applies --mean and --std itself.",
         ),
     ] = False,
+    inspect: Annotated[
+        bool,
+        typer.Option("--inspect", help="One more output, excess: how far each sample was driven beyond its bounds."),
+    ] = False,
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Time the file beside the same model without clamps.")
     ] = True,
@@ -170,6 +174,7 @@ def export(
         "verify": verify,
         "normalization": _normalization(mean, std) if fold_normalization else None,
         "weight_bits": weight_bits,
+        "inspect": inspect,
     }
     checked = check_options(**wanted)
     calibration_data = _calibration_data(precision, data, size, mean, std)
