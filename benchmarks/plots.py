@@ -70,7 +70,8 @@ def speed(rows: list[dict[str, Any]]) -> Figure:
 
 def clamp_cost(rows: list[dict[str, Any]]) -> Figure:
     """ONNX Runtime on a CPU: time over no clamps, by form; whiskers from the 20th to the 80th percentile."""
-    timed = [row for row in rows if "median_ms" in row and row["granularity"]]
+    clamps = [row for row in rows if row["granularity"] and not row["form"].endswith("inspect")]
+    timed = [row for row in clamps if "median_ms" in row]
     batches = sorted({row["batch"] for row in timed})
     names = list(dict.fromkeys(f"{row['form']}, per {row['granularity']}" for row in timed))
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")

@@ -26,18 +26,26 @@ LIMITS = {
 IN_INT8 = {("gtsrb_vgg_badnets_target8", "neuron"), ("gtsrb_vgg_trojan_wm_target2", "channel")}
 
 
+# What tells triggered images from clean ones: with bounds per neuron, the excess that files measure too.
+FEWEST_TOLD_APART = {"neuron": 0.95, "channel": 0.5}
+
+
 class InBoth:
-    """The sanitised model, which counts how often the exported file gives the same class."""
+    """The sanitised model, which counts how often the exported file gives the same class, and measures as that does."""
 
     def __init__(self, sanitised: uf.SanitizedModel, exported: OnnxRuntimeModel) -> None:
         self.sanitised, self.exported = sanitised, exported
         self.agreed = self.seen = 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inspect(x)[0]
+
+    def inspect(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         logits = self.sanitised(x)
-        self.agreed += int((self.exported(x).argmax(1) == logits.argmax(1)).sum())
+        found, measures = self.exported.inspect(x)
+        self.agreed += int((found.argmax(1) == logits.argmax(1)).sum())
         self.seen += len(x)
-        return logits
+        return logits, measures
 
 
 @pytest.mark.parametrize(("name", "granularity"), LIMITS)
@@ -48,13 +56,15 @@ def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runti
     benign_before, _ = gtsrb.UNDEFENDED[name]
     bounds = uf.calibrate(model, gtsrb.batches("calibration"), granularity=granularity)
     x, _ = gtsrb.load_images("test")
-    exported = uf.export_onnx(model, bounds, tmp_path / "model.onnx", example_input=x[:8])
+    exported = uf.export_onnx(model, bounds, tmp_path / "model.onnx", example_input=x[:8], inspect=True)
     both = InBoth(uf.sanitize(model, bounds, x[:2], backend="eager"), OnnxRuntimeModel(exported.path))
     after = uf.evaluate(both, gtsrb.batches("test"), trigger=trigger, target=target)
     assert 100 * after.attack_success_rate <= left
     assert 100 * (benign_before.value - after.benign_accuracy) <= lost
     assert both.seen == 2 * len(x), "clean and triggered"
     assert both.agreed >= 0.999 * both.seen
+    (excess,) = after.detection
+    assert excess.auroc >= FEWEST_TOLD_APART[granularity]
 
     if (name, granularity) in IN_INT8:
         options = {"example_input": x[:8], "calibration_data": gtsrb.batches("calibration")}
