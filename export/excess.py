@@ -15,8 +15,7 @@ from unit_fast.bounds import Bounds
 from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph
 from unit_fast.fusion.read_clamps import clamp_nodes, rows_per_sample
-from unit_fast.fusion.rewrite import add_constant, tidy
-from unit_fast.sites import copy_graph
+from unit_fast.fusion.rewrite import add_constant, copy_graph, tidy
 from unit_fast.threshold import usual_excess
 
 _NAME = "excess"

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from unit_fast.capture import Example, call_arguments
 from unit_fast.errors import CaptureError
-from unit_fast.fusion.rewrite import tidy
-from unit_fast.sites import clamp_bound, copy_graph
+from unit_fast.fusion.rewrite import copy_graph, tidy
+from unit_fast.sites import clamp_bound
 
 
 @dataclass(frozen=True)

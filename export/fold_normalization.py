@@ -15,8 +15,7 @@ from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph
 from unit_fast.export.folding.layers import layer_of, multiplied
 from unit_fast.export.normalization import Normalization
-from unit_fast.fusion.rewrite import add_constant, call, constant, tidy
-from unit_fast.sites import copy_graph
+from unit_fast.fusion.rewrite import add_constant, call, constant, copy_graph, tidy
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {

@@ -20,8 +20,8 @@ from torch import Tensor, fx
 
 from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph
-from unit_fast.fusion.rewrite import constant, tidy
-from unit_fast.sites import clamp_bound, copy_graph
+from unit_fast.fusion.rewrite import constant, copy_graph, tidy
+from unit_fast.sites import clamp_bound
 
 MARKER_DOMAIN = "unit_fast.export"
 MARKER = "Site"

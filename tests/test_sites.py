@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import unit_fast as uf
 from tests.networks import PlainVGG, SmallResNet, randomised
 from unit_fast.capture import capture
-from unit_fast.sites import bound_path, clamp_bound, copy_graph, expose_sites, find_sites, insert_bounds
+from unit_fast.fusion.rewrite import copy_graph
+from unit_fast.sites import bound_path, clamp_bound, expose_sites, find_sites, insert_bounds
 
 
 def images(count: int, size: int = 8) -> Tensor:
@@ -354,15 +355,3 @@ def test_a_copy_shares_tensors_but_not_the_graph(captured):
     assert copied.graph is not captured.graph
     assert copied.get_parameter("head.weight").data_ptr() == captured.get_parameter("head.weight").data_ptr()
     torch.testing.assert_close(copied(images(3)), captured(images(3)), rtol=0, atol=0)
-
-
-def test_an_activation_without_the_batch_in_front_gets_a_warning_and_no_bound():
-    class SequenceFirst(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.relu(x).sum(0) + F.relu(x.transpose(0, 1)).sum(1)
-
-    graph = capture(SequenceFirst(), torch.randn(3, 4, 5))
-    with pytest.warns(uf.UnitFastWarning, match=r"site relu_1 gets no bound") as caught:
-        sites = find_sites(graph)
-    assert len(caught) == 1
-    assert len(sites) == 1

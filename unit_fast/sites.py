@@ -6,7 +6,6 @@ the module that calls it. What operators do not tell is tried (:mod:`unit_fast.e
 anyway (sigmoid, softmax, tanh) are no sites, nor are divisors that are kept from zero (the norm in F.normalize).
 """
 
-import copy
 import itertools
 import operator
 import re
@@ -23,7 +22,7 @@ from torch.utils import _pytree as pytree
 from unit_fast.capture import module_path
 from unit_fast.elementwise import Responses, is_batched
 from unit_fast.errors import CaptureError, UnitFastWarning
-from unit_fast.fusion.rewrite import call, constant, set_constant, tidy
+from unit_fast.fusion.rewrite import call, copy_graph, set_constant, tidy
 from unit_fast.kernels import ops as _ops  # registers unit_fast::clamp_bound
 
 _aten = torch.ops.aten
@@ -39,8 +38,9 @@ class Site:
         name: unique in the model; after the module where there is one.
         node: name of the graph node whose output is bounded.
         shape: of one sample's activation, without the batch dimension, e.g. (C, H, W).
-        channel_axis: of the batched activation: 1 after a convolution, -1 after a linear layer.
+        channel_axis: of the activation with the batch in front: 1 after a convolution, -1 after a linear layer.
         activation: the nonlinearity, e.g. "relu", "relu6", "elu", "gelu".
+        batch_axis: where the batch is in the node's output. It is brought to the front for the clamp, and back.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Site:
     shape: tuple[int, ...]
     channel_axis: int
     activation: str
+    batch_axis: int = 0
 
 
 def _hardtanh_name(node: fx.Node) -> str | None:
@@ -166,16 +167,18 @@ def find_sites(
             name = next(new for count in itertools.count(1) if (new := f"{bases[node]}_{count}") not in names)
         names.add(name)
         used.add(name)
-        batch, *shape = node.meta["val"].shape
-        if isinstance(batch, int) or not shape or not all(isinstance(size, int) for size in shape):
+        value = node.meta["val"]
+        axis = _batch_axis(value)
+        if axis is None:
             warnings.warn(
-                f"site {name} gets no bound: its activation has the shape {(batch, *shape)}; expected the batch in "
-                "front and a fixed shape behind it",
+                f"site {name} gets no bound: its activation has the shape {tuple(value.shape)}; expected one dimension "
+                "for the batch and a fixed shape besides",
                 UnitFastWarning,
                 stacklevel=2,
             )
             continue
-        sites.append(Site(name, node.name, tuple(shape), _channel_axis(node), activation))
+        shape = tuple(size for position, size in enumerate(value.shape) if position != axis)
+        sites.append(Site(name, node.name, shape, _channel_axis(node, axis), activation, axis))
     return _filtered(tuple(sites), include, exclude)
 
 
@@ -204,17 +207,44 @@ def insert_bounds(module: fx.GraphModule, bounds: Mapping[str, Tensor]) -> fx.Gr
     sanitised = copy_graph(module)
     nodes = {node.name: node for node in sanitised.graph.nodes}
     for name, bound in bounds.items():
-        node = nodes[sites[name].node]
+        node, axis = nodes[sites[name].node], sites[name].batch_axis
         path = bound_path(name)
         set_constant(sanitised, path, bound)
         after = node.next
         with sanitised.graph.inserting_before(after):
             reader = sanitised.graph.get_attr(path)
-        clamp = call(sanitised, clamp_bound, (node, reader), like=node, before=after)
+        x = _moved(sanitised, node, axis, 0, after)
+        clamp = call(sanitised, clamp_bound, (x, reader), like=x, before=after)
         clamp.meta["site"] = name
-        node.replace_all_uses_with(clamp, delete_user_cb=lambda user, own=clamp: user is not own)
+        own = clamp if x is node else x
+        node.replace_all_uses_with(
+            _moved(sanitised, clamp, 0, axis, after), delete_user_cb=lambda user, own=own: user is not own
+        )
     tidy(sanitised)
     return sanitised
+
+
+def _batch_axis(value: Tensor) -> int | None:
+    """Which dimension of an activation is the batch; None where others vary too, or there is no other."""
+    free: list[tuple[int, Any]] = [
+        (axis, size) for axis, size in enumerate(value.shape) if isinstance(size, torch.SymInt)
+    ]
+    if len(free) != 1 or value.ndim == 1:
+        return None
+    ((axis, size),) = free
+    # Rows of several samples, as of windows, are known to lie sample by sample in front only.
+    return axis if axis == 0 or size.node.expr.is_Symbol else None
+
+
+def _moved(module: fx.GraphModule, node: fx.Node, axis: int, to: int, before: fx.Node) -> fx.Node:
+    """``node`` with dimension ``axis`` where dimension ``to`` is: a view of it, or itself where they are the same."""
+    if axis == to:
+        return node
+    order = list(range(node.meta["val"].ndim))
+    order.insert(to, order.pop(axis))
+    view = call(module, _aten.permute.default, (node, order), like=node, before=before)
+    view.meta["val"] = node.meta["val"].permute(order)
+    return view
 
 
 def _broadcasts(shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
@@ -239,11 +269,12 @@ def expose_sites(module: fx.GraphModule, sites: Iterable[Site]) -> fx.GraphModul
     exposed = copy_graph(module)
     nodes = {node.name: node for node in exposed.graph.nodes}
     activations = {}
+    output = next(node for node in exposed.graph.nodes if node.op == "output")
     for site in sites:
         node = nodes[site.node]
-        clamps = [user for user in node.users if user.target is clamp_bound]
-        activations[site.name] = clamps[0] if clamps else node
-    output = next(node for node in exposed.graph.nodes if node.op == "output")
+        readers = [reader for user in node.users for reader in (user, *user.users)]
+        clamps = [reader for reader in readers if reader.target is clamp_bound and reader.meta["site"] == site.name]
+        activations[site.name] = clamps[0] if clamps else _moved(exposed, node, site.batch_axis, 0, output)
     leaves = list(pytree.tree_leaves(output.args[0]))
     codegen: Any = exposed.graph._codegen
     template = pytree.tree_unflatten(leaves, codegen.pytree_info.out_spec)
@@ -252,20 +283,6 @@ def expose_sites(module: fx.GraphModule, sites: Iterable[Site]) -> fx.GraphModul
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=spec)
     exposed.recompile()
     return exposed
-
-
-def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
-    """A graph module with a graph of its own that shares the tensors of ``module``."""
-    graph = fx.Graph()
-    copied_output: Any = graph.graph_copy(module.graph, {}, return_output_node=True)
-    output, original = copied_output
-    graph.output(output).meta = dict(original.meta)
-    graph.set_codegen(copy.copy(module.graph._codegen))
-    attributes = {str(node.target): constant(module, node) for node in graph.nodes if node.op == "get_attr"}
-    copied = fx.GraphModule(attributes, graph, class_name=type(module).__name__)
-    copied.meta.update(module.meta)
-    copied.eval()
-    return copied
 
 
 def _activations(module: fx.GraphModule) -> dict[fx.Node, str]:
@@ -311,7 +328,17 @@ def _parameterless_leaves(nodes: Iterable[fx.Node]) -> set[str]:
     return inner - weighted - parents
 
 
-def _channel_axis(node: fx.Node) -> int:
+def _channel_axis(node: fx.Node, batch_axis: int) -> int:
+    """Of the activation with the batch in front, as of the node where that has it there."""
+    axis, last = _channel_axis_of_node(node), node.meta["val"].ndim - 1
+    if batch_axis == 0:
+        return axis
+    position = axis % (last + 1)
+    moved = last if position == batch_axis else position + (position < batch_axis)
+    return -1 if moved == last else moved
+
+
+def _channel_axis_of_node(node: fx.Node) -> int:
     """1 or -1, by the nearest producer whose layout is known; by rank where there is none."""
     seen: set[fx.Node] = set()
     queue = [node]
@@ -335,8 +362,8 @@ def _filtered(
 ) -> tuple[Site, ...]:
     if not sites:
         raise CaptureError(
-            "the model has no site: no relu, elu, gelu, silu or other unbounded nonlinearity whose first dimension is "
-            "the batch was found in its graph"
+            "the model has no site: no relu, elu, gelu, silu or other unbounded nonlinearity over a batch was "
+            "found in its graph"
         )
     wanted = _patterns(include) or ["*"]
     unwanted = _patterns(exclude)

@@ -11,7 +11,8 @@ from unit_fast.export.folding.plan import Plan, label
 from unit_fast.export.folding.propagate import propagate
 from unit_fast.export.folding.rewrite import apply_plan, overflowing_sites
 from unit_fast.export.folding.scale import sample_shape
-from unit_fast.sites import clamp_bound, copy_graph
+from unit_fast.fusion.rewrite import copy_graph
+from unit_fast.sites import clamp_bound
 
 
 @dataclass(frozen=True)

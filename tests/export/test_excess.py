@@ -24,8 +24,9 @@ from unit_fast.export.excess import Excess
 from unit_fast.export.options import Options
 from unit_fast.export.pipeline import export_graph
 from unit_fast.fusion.read_clamps import measure_excess
+from unit_fast.fusion.rewrite import copy_graph
 from unit_fast.runtime import SanitizedModel
-from unit_fast.sites import copy_graph, insert_bounds
+from unit_fast.sites import insert_bounds
 from unit_fast.threshold import relative_excess, usual_excess
 
 
@@ -143,6 +144,15 @@ def test_infinity_is_usual_where_the_example_has_it_and_names_that_are_taken_sta
     assert set(output) == {"excess", "weights"}
     assert measures["excess"].isinf().tolist() == [False, False, False, True, True, False]
     assert_same(measures["excess"], fast.inspect(x, mask)[1]["excess"])
+
+
+def test_an_example_in_channels_last_is_no_obstacle(tmp_path: Path) -> None:
+    model, x = make("small")
+    fast = inspected(model, made_bounds("small", "neuron", 0.5), x)
+
+    file = exported(model, fast, x.to(memory_format=torch.channels_last), tmp_path / "m.onnx")
+
+    assert_same(file.inspect(x)[1]["excess"], fast.inspect(x)[1]["excess"])
 
 
 @pytest.mark.filterwarnings("ignore::unit_fast.export.errors.SaturationWarning")

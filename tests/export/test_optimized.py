@@ -19,7 +19,8 @@ from unit_fast.export import ExportError, OnnxRuntimeModel, export_onnx, optimiz
 from unit_fast.export.options import Options
 from unit_fast.export.pipeline import export_graph
 from unit_fast.files import OutputError
-from unit_fast.sites import copy_graph, insert_bounds
+from unit_fast.fusion.rewrite import copy_graph
+from unit_fast.sites import insert_bounds
 
 needs_blocks = pytest.mark.skipif(
     "blocks of 1 " in optimized.here(), reason="ONNX Runtime computes convolutions without blocks on this processor"

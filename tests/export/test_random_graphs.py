@@ -10,7 +10,8 @@ from tests.properties import examples
 from unit_fast.export import OnnxRuntimeModel
 from unit_fast.export.options import Options
 from unit_fast.export.pipeline import export_graph
-from unit_fast.sites import copy_graph, insert_bounds
+from unit_fast.fusion.rewrite import copy_graph
+from unit_fast.sites import insert_bounds
 
 FORMS = [
     ("auto", "onnxruntime"), ("auto", "openvino"), ("auto", "tflite"), ("folded", "generic"), ("mul_clip", "generic"),

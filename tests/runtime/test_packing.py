@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from tests.fusion.fusing import sanitised
 from unit_fast.fusion.fuse import fuse
-from unit_fast.fusion.rewrite import constant
+from unit_fast.fusion.rewrite import constant, copy_graph
 from unit_fast.kernels.layout import per_sample
 from unit_fast.runtime.packing import pack_bounds, pack_constants
-from unit_fast.sites import bound_path, copy_graph
+from unit_fast.sites import bound_path
 
 X = torch.randn(2, 6, 7, 7, generator=torch.Generator().manual_seed(0))
 

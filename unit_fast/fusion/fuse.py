@@ -8,8 +8,7 @@ from unit_fast.fusion.fuse_conv2d import fuse_conv2d
 from unit_fast.fusion.fuse_epilogue import fuse_epilogue
 from unit_fast.fusion.fuse_linear import fuse_linear
 from unit_fast.fusion.hand_over_biases import hand_over_biases
-from unit_fast.fusion.rewrite import tidy
-from unit_fast.sites import copy_graph
+from unit_fast.fusion.rewrite import copy_graph, tidy
 
 # What gets a residual next to it first, then producers: what they leave goes to the passes over memory.
 _PASSES = (attend_batch_first, fuse_conv2d, hand_over_biases, fuse_linear, fuse_batch_norm, fuse_epilogue)

@@ -1,5 +1,6 @@
-"""What every graph pass needs: reading and adding constants, and tidying up after."""
+"""What every graph pass needs: copying, reading and adding constants, and tidying up after."""
 
+import copy
 from typing import Any
 
 import torch
@@ -58,6 +59,20 @@ def call(
         node = module.graph.call_function(target, args)
     node.meta = {key: like.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in like.meta}
     return node
+
+
+def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with a graph of its own that shares the tensors of ``module``."""
+    graph = fx.Graph()
+    copied_output: Any = graph.graph_copy(module.graph, {}, return_output_node=True)
+    output, original = copied_output
+    graph.output(output).meta = dict(original.meta)
+    graph.set_codegen(copy.copy(module.graph._codegen))
+    attributes = {str(node.target): constant(module, node) for node in graph.nodes if node.op == "get_attr"}
+    copied = fx.GraphModule(attributes, graph, class_name=type(module).__name__)
+    copied.meta.update(module.meta)
+    copied.eval()
+    return copied
 
 
 def tidy(module: fx.GraphModule) -> None:

@@ -27,6 +27,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, FallbackWarning, ParityError
 from unit_fast.fingerprint import fingerprint
+from unit_fast.fusion.rewrite import copy_graph
 from unit_fast.runtime.agreement import difference, judgeable
 from unit_fast.runtime.allocator import keep_freed_memory
 from unit_fast.runtime.calls import Call
@@ -37,7 +38,6 @@ from unit_fast.runtime.flat import FlatGraph, Key, key_of, require_devices
 from unit_fast.runtime.kernel_graph import as_channels_last
 from unit_fast.runtime.packing import pack_bounds
 from unit_fast.runtime.program import Program
-from unit_fast.sites import copy_graph
 
 Function = Callable[..., Any]
 

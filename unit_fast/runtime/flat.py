@@ -9,8 +9,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from unit_fast.errors import DataError
-from unit_fast.fusion.rewrite import tidy
-from unit_fast.sites import copy_graph
+from unit_fast.fusion.rewrite import copy_graph, tidy
 
 Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 

@@ -19,7 +19,7 @@ class Program:
 
     Attributes:
         module: the graph on its device and in its dtype: the reference. Never changed by a backend; one that rewrites
-            graphs copies it first (``sites.copy_graph``).
+            graphs copies it first (``rewrite.copy_graph``).
         bounds: the bounds in it.
         example: samples like those it will be called with, on its device; floating tensors in any dtype.
     """

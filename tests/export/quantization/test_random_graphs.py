@@ -28,7 +28,8 @@ from unit_fast.export import OnnxRuntimeModel
 from unit_fast.export.flat import in_dtype
 from unit_fast.export.options import Options
 from unit_fast.export.pipeline import export_graph
-from unit_fast.sites import copy_graph, insert_bounds
+from unit_fast.fusion.rewrite import copy_graph
+from unit_fast.sites import insert_bounds
 
 # The export may round where the simulation does not (before an activation that is no clamp), fold for a decibel less,
 # and take a bound for the end of its steps that lies up to twice above what the data reaches.
