@@ -217,7 +217,7 @@ def _check_alarm(graph: FlatGraph, model: _Runner, how: str) -> None:
     if graph.excess is None or not spoilt:
         return
     for tensor in spoilt:
-        tensor[1].view(-1)[-1] = math.nan
+        tensor[1, *[-1] * (tensor.ndim - 1)] = math.nan
         where = f"NaN in a sample, {how}"
         found = _run(model, tuple(inputs), where)[graph.excess].tolist()
         if not (math.isfinite(found[0]) and found[1] == math.inf):
