@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,12 @@ import pytest
 import torch
 
 from unit_fast import Bounds
+from unit_fast.cli.demo import _require_same
 from unit_fast.cli.demo_digits import CALIBRATION_SHARE, TARGET, TRIGGER, load_digits
+from unit_fast.errors import ParityError
+from unit_fast.evaluation.detection import Detection
+from unit_fast.evaluation.metrics import Rate
+from unit_fast.evaluation.report import Report
 
 SCRIPT = Path(sys.executable).with_name("unit-fast")
 
@@ -73,3 +79,17 @@ def test_a_file_in_the_way_is_found_before_any_training(tmp_path: Path, unit_fas
     assert result.exit_code == 2
     assert "cannot make the folder" in result.stderr
     assert "train" not in result.stderr
+
+
+@pytest.mark.parametrize("changed", ["predictions", "excess"])
+def test_a_file_that_behaves_differently_is_an_error(changed: str) -> None:
+    alike, half = (Detection("excess", auroc, Rate(5, 10), Rate(1, 10), 1.0) for auroc in (0.9, 0.5))
+    in_torch = Report(Rate(9, 10), Rate(1, 9), Rate(8, 9), (), detection=(alike,))
+    in_onnx = {
+        "predictions": dataclasses.replace(in_torch, benign=Rate(8, 10)),
+        "excess": dataclasses.replace(in_torch, detection=(half,)),
+    }[changed]
+    _require_same(in_torch, in_torch)
+
+    with pytest.raises(ParityError, match="behaves differently from torch"):
+        _require_same(in_torch, in_onnx)
