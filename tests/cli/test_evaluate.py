@@ -72,7 +72,7 @@ def test_table_json_and_page(here: Path, bounds: Path, unit_fast) -> None:
 
 
 def test_an_onnx_file_beside_the_model(bounds: Path, unit_fast) -> None:
-    exported = unit_fast("export", "-m", "model.pt2", "-b", bounds, "-o", "m.onnx", "-q")
+    exported = unit_fast("export", "-m", "model.pt2", "-b", bounds, "-o", "m.onnx", "-q", "--inspect")
     assert exported.exit_code == 0, exported.stderr
     attack = ("--trigger", "patch:size=3,value=1", "--target", "1", "--json")
 
@@ -82,6 +82,14 @@ def test_an_onnx_file_beside_the_model(bounds: Path, unit_fast) -> None:
     assert onnx.exit_code == 0, onnx.stderr
     names = ("benign_accuracy", "attack_success_rate", "robust_accuracy")
     assert [json.loads(onnx.stdout)[name] for name in names] == [json.loads(torch_.stdout)[name] for name in names]
+    told_apart = [
+        found["auroc"]
+        for result in (onnx, torch_)
+        for found in json.loads(result.stdout)["detection"]
+        if found["measure"] == "excess"
+    ]
+    assert told_apart[0] == pytest.approx(told_apart[1], abs=1e-3)
+    assert len(told_apart) == 2
 
 
 def test_half_precision_stays_close(bounds: Path, unit_fast) -> None:
