@@ -86,6 +86,7 @@ COST = (
     Way("min", "neuron"),
     Way("min", "neuron", optimized=True),
     Way("clip", "tensor", inspect=True),
+    Way("min", "channel", inspect=True),
     Way("min", "neuron", inspect=True),
     Way("min", "neuron", optimized=True, inspect=True),
 )

@@ -1,7 +1,8 @@
 """FlatGraph => the same with one more output: per sample, how far its activations were driven beyond their bounds.
 
-Around every clamp x → clamp → y stands the same subtraction, x − y, whatever the bound: 0 where nothing was clamped.
-What becomes of it is what :meth:`unit_fast.runtime.SanitizedModel.inspect` calls "excess".
+Where every neuron has its bound, a clamp x → clamp → y takes away x − y. Where several share one, their maximum is
+taken first, which reads the activation once and leaves little to subtract from. What becomes of it is what
+:meth:`unit_fast.runtime.SanitizedModel.inspect` calls "excess".
 """
 
 import math
@@ -15,7 +16,7 @@ from unit_fast.bounds import Bounds
 from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph
 from unit_fast.fusion.read_clamps import clamp_nodes, rows_per_sample
-from unit_fast.fusion.rewrite import add_constant, copy_graph, tidy
+from unit_fast.fusion.rewrite import add_constant, constant, copy_graph, tidy
 from unit_fast.threshold import usual_excess
 
 _NAME = "excess"
@@ -61,12 +62,12 @@ def with_excess(graph: FlatGraph, excess: Excess) -> FlatGraph:
     module = copy_graph(graph.module)
     clamps = [node for node in clamp_nodes(module) if node.meta["site"] in excess.usual]
     usual = torch.tensor([excess.usual[node.meta["site"]] for node in clamps])
-    furthest = [_furthest(module.graph, node, excess.rows[node.meta["site"]]) for node in clamps]
+    furthest = [_furthest(module, node, excess.rows[node.meta["site"]]) for node in clamps]
     output = next(node for node in module.graph.nodes if node.op == "output")
     divisor = add_constant(module, "usual_excess", usual, output)
     call = module.graph.call_function
     with module.graph.inserting_before(output):
-        joined = call(_aten.cat.default, (furthest, 1))
+        joined = call(_aten.clamp_min.default, (call(_aten.cat.default, (furthest, 1)), 0.0))
         worst = call(_aten.amax.default, (call(_aten.div.Tensor, (joined, divisor)), [1]))
         unusable = call(_aten.isnan.default, (worst,))
         for bad in _unusable(module.graph, graph):
@@ -80,11 +81,19 @@ def with_excess(graph: FlatGraph, excess: Excess) -> FlatGraph:
     return replace(graph, module=module, output_names=(*graph.output_names, name), excess=name)
 
 
-def _furthest(graph: fx.Graph, clamp: fx.Node, rows: int) -> fx.Node:
-    """How far the furthest activation of each sample lies above its bound: (N, 1) float32."""
-    call, value = graph.call_function, clamp.meta["val"]
-    with graph.inserting_before(clamp.next):
-        found = call(_aten.sub.Tensor, (clamp.args[0], clamp))
+def _furthest(module: fx.GraphModule, clamp: fx.Node, rows: int) -> fx.Node:
+    """How far the furthest activation of each sample lies above its bound: (N, 1) float32; below 0 where none does."""
+    call, value = module.graph.call_function, clamp.meta["val"]
+    x, bound = clamp.args
+    limits = constant(module, bound)
+    assert limits is not None
+    sizes = [1] * (value.ndim - 1 - limits.ndim) + list(limits.shape)
+    shared = [axis for axis, size in enumerate(sizes, 1) if size == 1 and value.shape[axis] != 1]
+    with module.graph.inserting_before(clamp.next):
+        if shared:
+            found = call(_aten.sub.Tensor, (call(_aten.amax.default, (x, shared, True)), bound))
+        else:
+            found = call(_aten.sub.Tensor, (x, clamp))
         if value.ndim > 1:
             found = call(_aten.amax.default, (found, list(range(1, value.ndim))))
         found = call(_aten.reshape.default, (found, [-1, rows]))

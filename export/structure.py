@@ -5,7 +5,7 @@ optimiser dropped leaves a valid file.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -45,23 +45,18 @@ def check_structure(
         nodes[node.name].append(node)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     readers = Counter(name for node in model.graph.node for name in node.input)
-    pairs = {(node.input[0], node.output[0]) for node in model.graph.node if node.name.endswith("/clamp")}
-
-    def reads_both(node: onnx.NodeProto) -> bool:
-        return inspected and node.op_type == "Sub" and tuple(node.input) in pairs
-
-    read = Counter(tuple(node.input) for node in model.graph.node if reads_both(node))
+    readings = _Readings(model, initializers) if inspected else None
     # Activations that are computed twice from the same values become one, which the clamps of both sites read.
     past = Counter(
         name
         for node in model.graph.node
-        if not node.name.endswith("/clamp") and not reads_both(node)
+        if not _clamps(node) and not (readings and readings.begin_with(node))
         for name in node.input
     )
     outputs = {value.name for value in model.graph.output}
     expected = [clamp for clamp in clamps if clamp.op is not None]
     elsewhere = {node_name(site) for site in integers}
-    found = sum(node.name.endswith("/clamp") and node.name not in elsewhere for node in model.graph.node)
+    found = sum(_clamps(node) and node.name not in elsewhere for node in model.graph.node)
     clamped: dict[str, str] = {}
     for clamp in expected:
         matches = nodes[node_name(clamp.site)]
@@ -75,11 +70,8 @@ def check_structure(
         source, result = node.input[0], node.output[0]
         if source in outputs or past[source]:
             raise ParityError(f"site {clamp.site}: {past[source]} nodes read the activation past its clamp")
-        if inspected and read[source, result] != 1:
-            raise ParityError(
-                f"site {clamp.site}: {read[source, result]} subtractions read what its clamp takes away, expected one"
-            )
-        if result not in outputs and readers[result] <= inspected:
+        read_again = readings.check(clamp, source, result) if readings else 0
+        if result not in outputs and readers[result] <= read_again:
             raise ParityError(f"site {clamp.site}: nothing reads the clamped activation")
         if clamp.after is not None:
             _check_product(
@@ -89,6 +81,43 @@ def check_structure(
     if found != len(expected):
         raise ParityError(f"the file holds {found} clamps, expected {len(expected)}")
     return clamped
+
+
+class _Readings:
+    """The nodes that tell what clamps take away, as ``excess.py`` puts them beside each."""
+
+    def __init__(self, model: onnx.ModelProto, initializers: Mapping[str, onnx.TensorProto]) -> None:
+        self._initializers = initializers
+        self._clamps = {tuple(node.input[:1]) + tuple(node.output) for node in model.graph.node if _clamps(node)}
+        self._subtractions = [tuple(node.input) for node in model.graph.node if node.op_type == "Sub"]
+        self._maxima = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "ReduceMax"}
+
+    def begin_with(self, node: onnx.NodeProto) -> bool:
+        """Whether ``node`` reads an activation past its clamp, rightly."""
+        if node.op_type == "ReduceMax":
+            return any(first == node.output[0] for first, _ in self._subtractions)
+        return node.op_type == "Sub" and tuple(node.input) in self._clamps
+
+    def check(self, clamp: Clamp, source: str, result: str) -> int:
+        """Raise ParityError unless what ``clamp`` takes away is read once; returns how many read its result for it."""
+        behind = self._subtractions.count((source, result))
+        of_maxima = [
+            limit
+            for first, limit in self._subtractions
+            if self._maxima.get(first) == source and self._holds(limit, clamp.upper)
+        ]
+        found = behind + len(of_maxima)
+        if found != 1:
+            raise ParityError(f"site {clamp.site}: {found} subtractions read what its clamp takes away, expected one")
+        return behind
+
+    def _holds(self, name: str, upper: np.ndarray | None) -> bool:
+        stored = self._initializers.get(name)
+        return stored is not None and upper is not None and numpy_helper.to_array(stored).tobytes() == upper.tobytes()
+
+
+def _clamps(node: onnx.NodeProto) -> bool:
+    return node.name.endswith("/clamp")
 
 
 def _check_opset(model: onnx.ModelProto, opset: int) -> None:

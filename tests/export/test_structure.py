@@ -120,6 +120,23 @@ def test_what_a_clamp_takes_away_is_read_once_where_that_was_asked_for_and_nowhe
         check_structure(file, clamps, 20, inspected=True)
 
 
+def test_of_several_neurons_with_one_bound_the_largest_may_be_read_and_nothing_else() -> None:
+    file, clamps = exported("min")
+    source = clamp_node(file).input[0]
+    file.graph.node.append(helper.make_node("ReduceMax", [source], ["largest"], name="largest"))
+    file.graph.node.append(helper.make_node("Sub", ["largest", "act/bound"], ["away"], name="away"))
+
+    assert check_structure(file, clamps, 20, inspected=True) == {"act": clamp_node(file).output[0]}
+
+    file.graph.node[-1].input[1] = "largest"
+    with pytest.raises(ParityError, match="site act: 0 subtractions read what its clamp takes away"):
+        check_structure(file, clamps, 20, inspected=True)
+    file.graph.node[-1].input[1] = "act/bound"
+    file.graph.node.append(helper.make_node("ReduceMax", [source], ["pooled"], name="pooled"))
+    with pytest.raises(ParityError, match="site act: 1 nodes read the activation past its clamp"):
+        check_structure(file, clamps, 20, inspected=True)
+
+
 def test_the_onnx_checker_alone_would_pass_a_vector_clip() -> None:
     file, clamps = exported("clip")
     vector(file)
