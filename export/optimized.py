@@ -208,11 +208,17 @@ def _clamp(model: onnx.ModelProto, bounds: dict[str, _Bound]) -> int:
 def _subtract_in_blocks(model: onnx.ModelProto) -> None:
     """ReorderOutput(x) − ReorderOutput(y) → ReduceMax ⇒ x − y → ReduceMax, in place.
 
-    What a clamp takes away is looked at for its maximum alone, which is the same in any order.
+    What a clamp takes away is looked at for its maximum alone, which is the same in any order; the model's own maxima
+    may be over some dimensions only.
     """
     reorders = {node.output[0]: node for node in model.graph.node if node.op_type == "ReorderOutput"}
     readers = Counter(name for node in model.graph.node for name in node.input)
-    reduced = {node.input[0] for node in model.graph.node if node.op_type == "ReduceMax"}
+    of_samples = {tensor.name for tensor in model.graph.initializer if _axes(tensor) == [1, 2, 3]}
+    reduced = {
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == "ReduceMax" and not of_samples.isdisjoint(node.input[1:])
+    }
     for node in model.graph.node:
         if node.op_type != "Sub" or not all(name in reorders for name in node.input):
             continue
@@ -227,6 +233,11 @@ def _subtract_in_blocks(model: onnx.ModelProto) -> None:
     for name, reorder in reorders.items():
         if name not in read:
             model.graph.node.remove(reorder)
+
+
+def _axes(tensor: onnx.TensorProto) -> list[int]:
+    whole = tensor.data_type == onnx.TensorProto.INT64 and list(tensor.dims) == [3]
+    return numpy_helper.to_array(tensor).tolist() if whole else []
 
 
 def _channels_of(reorder: onnx.NodeProto) -> int:

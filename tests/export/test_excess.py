@@ -227,6 +227,30 @@ def test_optimised_for_a_processor_it_measures_alike_in_the_layout_of_convolutio
     assert (operators.count("Sub"), operators.count("ReorderOutput")) == (3, 3)
 
 
+@needs_blocks
+@pytest.mark.parametrize("dims", [(1,), (2, 3), (1, 2, 3)], ids=str)
+def test_maxima_of_differences_that_are_the_models_own_stay_what_they_are(
+    tmp_path: Path, dims: tuple[int, ...]
+) -> None:
+    class Maxima(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, other = self.first(x), self.second(x)
+            return torch.relu(one).mean((1, 2, 3), keepdim=True) + (one - other).amax(dims, keepdim=True)
+
+    torch.manual_seed(0)
+    model, x = Maxima().eval(), torch.randn(4, 3, 8, 8)
+    export_onnx(model, bounds_of(model, x), tmp_path / "m.onnx", example_input=x)
+
+    report = optimize_onnx(tmp_path / "m.onnx", tmp_path / "here.onnx")
+
+    assert report.in_blocks == 1
+    torch.testing.assert_close(OnnxRuntimeModel(report.path)(x), OnnxRuntimeModel(tmp_path / "m.onnx")(x))
+
+
 def test_evaluate_finds_the_measure_in_the_file(tmp_path: Path) -> None:
     model, x = make("resnet")
     fast = inspected(model, made_bounds("resnet", "neuron", 0.5), x)
