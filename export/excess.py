@@ -109,7 +109,7 @@ def _unusable(graph: fx.Graph, flat: FlatGraph) -> Iterator[fx.Node]:
     call = graph.call_function
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for x, example, dynamic in zip(placeholders, flat.inputs, flat.dynamic, strict=True):
-        if 0 not in dynamic or not example.is_floating_point():
+        if 0 not in dynamic or not example.is_floating_point() or not example[0].numel():
             continue
         bad = call(_aten.isnan.default, (x,))
         if not bool(example.isinf().any()):  # as masks have

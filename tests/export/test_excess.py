@@ -251,6 +251,24 @@ def test_maxima_of_differences_that_are_the_models_own_stay_what_they_are(
     torch.testing.assert_close(OnnxRuntimeModel(report.path)(x), OnnxRuntimeModel(tmp_path / "m.onnx")(x))
 
 
+def test_an_input_that_holds_nothing_spoils_no_sample(tmp_path: Path) -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor, past: Tensor) -> Tensor:  # (N, 4), (N, 0, 4) -> (N, 6)
+            return torch.relu(self.inner(torch.cat([past, x[:, None]], 1))).mean(1)
+
+    torch.manual_seed(0)
+    model, pair = Cached().eval(), (torch.randn(5, 4), torch.empty(5, 0, 4))
+    fast = uf.sanitize(model, bounds_of(model, pair), pair, backend="eager").fit_threshold([(pair, None)])
+
+    file = exported(model, fast, pair, tmp_path / "m.onnx")
+
+    assert_same(file.inspect(*pair)[1]["excess"], fast.inspect(*pair)[1]["excess"])
+
+
 def test_evaluate_finds_the_measure_in_the_file(tmp_path: Path) -> None:
     model, x = make("resnet")
     fast = inspected(model, made_bounds("resnet", "neuron", 0.5), x)
