@@ -17,6 +17,7 @@ from unit_fast.export.errors import ExportError
 from unit_fast.export.flat import FlatGraph
 from unit_fast.fusion.read_clamps import clamp_nodes, rows_per_sample
 from unit_fast.fusion.rewrite import add_constant, constant, copy_graph, tidy
+from unit_fast.fusion.rows import Rows
 from unit_fast.threshold import usual_excess
 
 _NAME = "excess"
@@ -29,11 +30,11 @@ class Excess:
 
     Attributes:
         usual: by site, what is usual there; only of sites that have a finite bound.
-        rows: by site, how many rows of its activation belong to one sample.
+        rows: by site, which rows of its activation belong to one sample.
     """
 
     usual: Mapping[str, float]
-    rows: Mapping[str, int]
+    rows: Mapping[str, Rows]
 
     @classmethod
     def of(cls, sanitised: fx.GraphModule, bounds: Bounds) -> "Excess":
@@ -42,7 +43,7 @@ class Excess:
         Raises:
             DataError: the bounds hold no clean readings.
             ExportError: no bound is finite.
-            CaptureError: the first dimension of an activation is no multiple of the batch.
+            CaptureError: the rows of an activation belong to no one sample.
         """
         usual = dict(zip(bounds, usual_excess(bounds).tolist(), strict=True))
         clamps = clamp_nodes(sanitised)
@@ -81,7 +82,7 @@ def with_excess(graph: FlatGraph, excess: Excess) -> FlatGraph:
     return replace(graph, module=module, output_names=(*graph.output_names, name), excess=name)
 
 
-def _furthest(module: fx.GraphModule, clamp: fx.Node, rows: int) -> fx.Node:
+def _furthest(module: fx.GraphModule, clamp: fx.Node, rows: Rows) -> fx.Node:
     """How far the furthest activation of each sample lies above its bound: (N, 1) float32; below 0 where none does."""
     call, value = module.graph.call_function, clamp.meta["val"]
     x, bound = clamp.args
@@ -96,9 +97,10 @@ def _furthest(module: fx.GraphModule, clamp: fx.Node, rows: int) -> fx.Node:
             found = call(_aten.sub.Tensor, (x, clamp))
         if value.ndim > 1:
             found = call(_aten.amax.default, (found, list(range(1, value.ndim))))
-        found = call(_aten.reshape.default, (found, [-1, rows]))
-        if rows > 1:
-            found = call(_aten.amax.default, (found, [1], True))
+        if rows.count > 1:
+            found = call(_aten.reshape.default, (found, [rows.outer, -1, rows.inner]))
+            found = call(_aten.amax.default, (found, [0, 2]))
+        found = call(_aten.reshape.default, (found, [-1, 1]))
         if value.dtype != torch.float32:
             found = call(_aten._to_copy.default, (found,), {"dtype": torch.float32})
     return found

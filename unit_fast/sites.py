@@ -232,7 +232,7 @@ def _batch_axis(value: Tensor) -> int | None:
     if len(free) != 1 or value.ndim == 1:
         return None
     ((axis, size),) = free
-    # Rows of several samples, as of windows, are known to lie sample by sample in front only.
+    # Of which samples rows are, as of windows, is known in front only.
     return axis if axis == 0 or size.node.expr.is_Symbol else None
 
 

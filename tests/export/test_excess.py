@@ -16,7 +16,7 @@ from tests.export.models import ARCHITECTURES, made_bounds, make
 from tests.export.random_nets import DrawnBounds, DrawnNet, RandomCase, drawn_bounds, drawn_nets
 from tests.export.test_optimized import needs_blocks
 from tests.properties import examples
-from tests.runtime.networks import Nested, Windows, bounds_of, images
+from tests.runtime.networks import Nested, Steps, Windows, bounds_of, images
 from unit_fast.bounds import CleanReadings
 from unit_fast.errors import DataError, ParityError
 from unit_fast.export import ExportError, OnnxRuntimeModel, export_onnx, optimize_onnx, pipeline, triton_repository
@@ -165,6 +165,20 @@ def test_rows_of_one_sample_are_measured_together(tmp_path: Path, batch: int) ->
 
     assert measures["excess"].shape == (batch,)
     assert_same(measures["excess"], fast.inspect(3 * x[:batch])[1]["excess"])
+
+
+def test_steps_in_front_of_the_batch_are_measured_by_sample(tmp_path: Path) -> None:
+    model, x = Steps().eval(), images(5)
+    fast = inspected(model, bounds_of(model, x), x)
+    file = exported(model, fast, x, tmp_path / "m.onnx")
+    spoilt = x.clone()
+    spoilt[2] *= 50
+
+    excess = file.inspect(spoilt)[1]["excess"]
+
+    assert excess.argmax() == 2
+    assert_same(excess[[0, 1, 3, 4]], file.inspect(x)[1]["excess"][[0, 1, 3, 4]])
+    assert_same(excess, fast.inspect(spoilt)[1]["excess"])
 
 
 def test_nested_outputs_stay_as_they_are(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from unit_fast.fusion.read_clamps import (
     neurons_per_sample,
     rows_per_sample,
 )
+from unit_fast.fusion.rows import Rows
 from unit_fast.sites import insert_bounds
 
 BOUND = torch.tensor([1.0, 2.0, 3.0])
@@ -74,7 +75,7 @@ def test_sites_with_several_rows_a_sample_are_read_by_sample():
     model, x = Windows().eval(), images(5)
     bounds = bounds_of(model, x)
     sanitised = insert_bounds(capture(model, x), dict(bounds.items()))
-    assert rows_per_sample(sanitised) == [1, 4, 1]
+    assert rows_per_sample(sanitised) == [Rows(), Rows(1, 4), Rows()]
     assert neurons_per_sample(sanitised) == 4 * 64 + 4 * 16 * 6 + 7
     output, counts, excess = measure_excess(sanitised)(x)
     assert torch.equal(output, sanitised(x))
@@ -91,6 +92,48 @@ def test_sites_with_several_rows_a_sample_are_read_by_sample():
         expected = torch.stack([(y - bound).max().clamp_min(0) for y, bound in found])
         torch.testing.assert_close(excess[sample], expected, rtol=1e-5, atol=1e-6)
     assert measure_excess(sanitised)(x[:0])[1].shape == (0, 3)
+
+
+class Rearranged(nn.Module):
+    """ReLU of (N, 4, 6) with its dimensions rearranged by ``by``."""
+
+    def __init__(self, by) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.by(x))
+
+
+@pytest.mark.parametrize(
+    ("by", "rows"),
+    [
+        pytest.param(lambda x: x.reshape(-1, 3), Rows(1, 8), id="windows"),
+        pytest.param(lambda x: x.transpose(0, 1).reshape(-1, 6), Rows(4, 1), id="steps"),
+        pytest.param(lambda x: x.transpose(0, 1).reshape(-1, 3), Rows(4, 2), id="windows in steps"),
+        pytest.param(lambda x: torch.cat([x, x.flip(1)]), Rows(2, 1), id="joined"),
+        pytest.param(lambda x: torch.cat([x, x, x.flip(1)]).reshape(-1, 6), Rows(3, 4), id="windows in joined"),
+        pytest.param(lambda x: torch.stack([x, x.flip(1)]).flatten(0, 1), Rows(2, 1), id="stacked"),
+        pytest.param(lambda x: x.repeat(3, 1, 1), Rows(3, 1), id="repeated"),
+        pytest.param(lambda x: x.repeat_interleave(3, 0), Rows(1, 3), id="each repeated"),
+        pytest.param(lambda x: x.reshape(-1, 3) + torch.zeros_like(x).reshape(-1, 3), Rows(1, 8), id="sum"),
+    ],
+)
+def test_rows_are_read_by_sample_however_they_lie(by, rows):
+    model, x = Rearranged(by), torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0))
+    sanitised = insert_bounds(capture(model, x), {"relu": torch.tensor(0.5)})
+    assert rows_per_sample(sanitised) == [rows]
+    _, counts, excess = measure_excess(sanitised)(x)
+    above, copies = x.flatten(1) - 0.5, by(x).numel() // x.numel()
+    assert counts[:, 0].tolist() == [copies * int((sample > 0).sum()) for sample in above]
+    torch.testing.assert_close(excess[:, 0], above.amax(1).clamp_min(0))
+
+
+def test_rows_that_disagree_are_refused():
+    model = Rearranged(lambda x: x.reshape(-1, 6) + x.transpose(0, 1).reshape(-1, 6))
+    sanitised = insert_bounds(capture(model, torch.randn(2, 4, 6)), {"relu": torch.tensor(0.5)})
+    with pytest.raises(CaptureError, match="which of them belong to which sample"):
+        measure_excess(sanitised)
 
 
 class Pairs(nn.Module):

@@ -77,3 +77,19 @@ class Windows(nn.Module):
         windows = maps.permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, 4)  # (4·N, positions, C)
         inner = F.relu(self.inner(windows)).mean(1)
         return self.head(F.relu(self.outer(inner.reshape(-1, 24))))
+
+
+class Steps(nn.Module):
+    """A layer over all steps of a batch at once, steps in front: (N, 3, 8, 8), 8 steps of 24, to (N, 6).
+
+    The first dimension of its site is 8·N, and the rows of a sample do not lie together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.permute(2, 0, 1, 3).reshape(-1, 24)
+        return F.relu(self.inner(steps)).reshape(8, -1, 6).mean(0)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from unit_fast.errors import CaptureError
 from unit_fast.fusion.rewrite import copy_graph, tidy
+from unit_fast.fusion.rows import Rows, find_rows
 from unit_fast.sites import clamp_bound
 
 _aten = torch.ops.aten
@@ -40,37 +40,33 @@ def measure_excess(module: fx.GraphModule) -> fx.GraphModule:
     return _with_readings(module, (_COUNT, _EXCESS))
 
 
-def rows_per_sample(module: fx.GraphModule) -> list[int]:
-    """How many rows of each clamp's activation belong to one sample, in the order of :func:`clamp_nodes`.
+def rows_per_sample(module: fx.GraphModule) -> list[Rows]:
+    """Which rows of each clamp's activation belong to one sample, in the order of :func:`clamp_nodes`.
 
-    1 where the first dimension is the batch; more where it is the batch times windows, patches or heads, sample by
-    sample.
+    One where the first dimension is the batch; more where it is the batch times windows, patches, heads or steps.
 
     Raises:
-        CaptureError: the first dimension of an activation is no multiple of the batch.
+        CaptureError: the rows of an activation belong to no one sample.
     """
     shapes = (node.meta["val"].shape for node in module.graph.nodes if node.op == "placeholder" and _is_tensor(node))
     # Of inputs that never meet each has a name of its own for the batch.
     batches = [shape[0].node.expr for shape in shapes if shape and isinstance(shape[0], torch.SymInt)]
-    rows = []
+    found = find_rows(module, batches)
     for clamp in clamp_nodes(module):
-        leading = clamp.meta["val"].shape[0].node.expr
-        ratios = (sympy.simplify(leading / batch) for batch in batches)
-        ratio = next((ratio for ratio in ratios if ratio.is_Integer), None)
-        if ratio is None:
+        if clamp not in found:
             raise CaptureError(
-                f"site {clamp.meta['site']} has activations whose first dimension is {leading} where the batch is "
-                f"{batches[0]}; expected a whole number of rows a sample, so that what is clamped can be counted: "
-                "leave the site out of the bounds (exclude=)"
+                f"site {clamp.meta['site']} has activations whose first dimension is {clamp.meta['val'].shape[0]} "
+                f"where the batch is {batches[0]}, and it cannot be told which of them belong to which sample; "
+                "expected the batch times windows or steps, so that what is clamped can be counted: leave the site out "
+                "of the bounds (exclude=)"
             )
-        rows.append(int(ratio))
-    return rows
+    return [found[clamp] for clamp in clamp_nodes(module)]
 
 
 def neurons_per_sample(module: fx.GraphModule) -> int:
     """How many activations a sample has at all clamps together: what counts are a share of."""
     clamps = zip(clamp_nodes(module), rows_per_sample(module), strict=True)
-    return sum(rows * math.prod(clamp.meta["val"].shape[1:]) for clamp, rows in clamps)
+    return sum(rows.count * math.prod(clamp.meta["val"].shape[1:]) for clamp, rows in clamps)
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class _Reading:
 
     Attributes:
         of_rows: the nodes that compute it of each row, from the activation, the bound and the dimensions of a row.
-        of_samples: the node that makes one number of those of a sample's rows, (N, rows).
+        of_samples: the node that makes one number a sample of those of its rows, (outer, N, inner).
         finish: the nodes that make what is returned, (N, sites), of the numbers of all clamps.
     """
 
@@ -92,7 +88,7 @@ def _above(graph: fx.Graph, x: fx.Node, bound: fx.Node, dimensions: list[int]) -
     return _sum(graph, graph.call_function(_aten.gt.Tensor, (x, bound)), dimensions)
 
 
-def _sum(graph: fx.Graph, values: fx.Node, dimensions: Sequence[int] = (1,)) -> fx.Node:
+def _sum(graph: fx.Graph, values: fx.Node, dimensions: Sequence[int] = (0, 2)) -> fx.Node:
     # In 32 bits: on the CPU the loop that clamps counts on the way then, 16 lanes at a time. In 64, torch's own choice,
     # a mask takes a dozen instructions to widen. A sample of 2³¹ activations at a site has 8 GiB there.
     return graph.call_function(_aten.sum.dim_IntList, (values, list(dimensions)), {"dtype": torch.int32})
@@ -108,7 +104,7 @@ def _largest_excess(graph: fx.Graph, x: fx.Node, bound: fx.Node, dimensions: lis
 
 
 def _largest(graph: fx.Graph, values: fx.Node) -> fx.Node:
-    return graph.call_function(_aten.amax.default, (values, [1]))
+    return graph.call_function(_aten.amax.default, (values, [0, 2]))
 
 
 def _at_least_zero(graph: fx.Graph, largest: fx.Node) -> fx.Node:
@@ -136,8 +132,9 @@ def _with_readings(module: fx.GraphModule, readings: Sequence[_Reading]) -> fx.G
         with graph.inserting_before(clamp):
             for per_site, reading in zip(found, readings, strict=True):
                 value = reading.of_rows(graph, x, bound, dimensions)
-                if rows_here > 1:
-                    value = graph.call_function(_aten.reshape.default, (value, [-1, rows_here]))
+                if rows_here.count > 1:
+                    shape = [rows_here.outer, -1, rows_here.inner]
+                    value = graph.call_function(_aten.reshape.default, (value, shape))
                     value = reading.of_samples(graph, value)
                 per_site.append(value)
     with graph.inserting_before(output):

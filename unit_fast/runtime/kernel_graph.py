@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from unit_fast.fusion.fuse import fuse
 from unit_fast.fusion.fuse_max_pool2d import fuse_max_pool2d
 from unit_fast.fusion.rewrite import tidy
+from unit_fast.fusion.rows import Rows
 from unit_fast.runtime.flat import FlatGraph
 from unit_fast.runtime.packing import pack_constants
 from unit_fast.runtime.program import clamp_nodes, rows_per_sample
@@ -128,29 +129,35 @@ def _rows_of(counts: Tensor, start: int, rows: int) -> Tensor:
     return counts[start : start + rows].view(-1)
 
 
-def _by_sample(counts: Tensor, rows: list[int]) -> Tensor:
-    """Counts of rows, sample by sample within a site, as counts of samples: (N, sites)."""
+def _by_sample(counts: Tensor, rows: list[tuple[int, int]]) -> Tensor:
+    """Counts of rows, which lie as (outer, N, inner) within a site, as counts of samples: (N, sites)."""
     if len(rows) == len(counts):
         return counts.t().long()
     samples = counts.shape[1]
-    starts = itertools.accumulate(rows, initial=0)
-    sites = (_rows_of(counts, start, rows_here) for start, rows_here in zip(starts, rows, strict=False))
-    return torch.stack([site.view(samples, -1).sum(1) for site in sites], 1)
+    starts = itertools.accumulate((outer * inner for outer, inner in rows), initial=0)
+    sites = (
+        _rows_of(counts, start, outer * inner).view(outer, samples, inner)
+        for start, (outer, inner) in zip(starts, rows, strict=False)
+    )
+    return torch.stack([site.sum((0, 2)) for site in sites], 1)
 
 
-def _count(graph_module: fx.GraphModule, rows: Mapping[str, int], batched: int) -> None:
+def _count(graph_module: fx.GraphModule, rows: Mapping[str, Rows], batched: int) -> None:
     """Give every clamp's kernel counts to add to, as many a sample as its site has rows, and return them all."""
     graph = graph_module.graph
     holders = {node.meta["site"]: node for node in graph.nodes if node.op == "call_module" and "site" in node.meta}
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_after(inputs[-1]):
-        counts = graph.call_function(_new_counts, (inputs[batched], sum(rows.values())))
+        counts = graph.call_function(
+            _new_counts, (inputs[batched], sum(rows_here.count for rows_here in rows.values()))
+        )
     start = 0
     for site, rows_here in rows.items():
         node = holders[site]
         with graph.inserting_before(node):
-            node.kwargs = {"counts": graph.call_function(_rows_of, (counts, start, rows_here))}
-        start += rows_here
+            node.kwargs = {"counts": graph.call_function(_rows_of, (counts, start, rows_here.count))}
+        start += rows_here.count
     output = next(node for node in graph.nodes if node.op == "output")
     with graph.inserting_before(output):
-        output.args = ((*output.args[0], graph.call_function(_by_sample, (counts, list(rows.values())))),)
+        lie = [(rows_here.outer, rows_here.inner) for rows_here in rows.values()]
+        output.args = ((*output.args[0], graph.call_function(_by_sample, (counts, lie))),)
