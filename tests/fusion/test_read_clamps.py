@@ -136,6 +136,13 @@ def test_rows_that_disagree_are_refused():
         measure_excess(sanitised)
 
 
+def test_a_program_without_a_batch_in_front_cannot_be_read_by_sample():
+    program = torch.export.export(nn.ReLU(), (torch.randn(4, 5),), dynamic_shapes=({1: torch.export.Dim("batch")},))
+    sanitised = insert_bounds(capture(program, torch.randn(4, 5)), {"relu": torch.tensor(0.5)})
+    with pytest.raises(CaptureError, match=r"no input .* first dimension that is free"):
+        count_saturated(sanitised)
+
+
 class Pairs(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Every sample with every other: (N, 3) to (N * N, 3)."""

@@ -46,11 +46,16 @@ def rows_per_sample(module: fx.GraphModule) -> list[Rows]:
     One where the first dimension is the batch; more where it is the batch times windows, patches, heads or steps.
 
     Raises:
-        CaptureError: the rows of an activation belong to no one sample.
+        CaptureError: no input has the batch in front, or the rows of an activation belong to no one sample.
     """
     shapes = (node.meta["val"].shape for node in module.graph.nodes if node.op == "placeholder" and _is_tensor(node))
     # Of inputs that never meet each has a name of its own for the batch.
     batches = [shape[0].node.expr for shape in shapes if shape and isinstance(shape[0], torch.SymInt)]
+    if not batches:
+        raise CaptureError(
+            "no input of the exported program has a first dimension that is free; expected the batch there, so that "
+            "what is clamped can be counted by sample"
+        )
     found = find_rows(module, batches)
     for clamp in clamp_nodes(module):
         if clamp not in found:
