@@ -223,3 +223,28 @@ def test_readings_that_are_no_numbers_give_no_threshold(model):
     bounds = dataclasses.replace(bounds, readings=CleanReadings(torch.zeros(9, 5), torch.full((9, 5), torch.nan)))
     with pytest.raises(uf.DataError, match="clean readings in these bounds hold NaN"):
         uf.sanitize(model, bounds, images(1), backend="eager").threshold(0.5, of="excess")
+
+
+class Mixed(nn.Module):
+    """Adds the windows of a sample to steps that are another's, so that no row belongs to one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 4, 6) -> (N, 3)
+        rows = F.relu(x.reshape(-1, 6) + x.transpose(0, 1).reshape(-1, 6))
+        return self.head(rows.reshape(-1, 24))
+
+
+def test_bounds_without_an_alarm_are_better_than_none():
+    model, x = Mixed().eval(), torch.randn(40, 4, 6, generator=torch.Generator().manual_seed(0))
+
+    with pytest.warns(uf.UnitFastWarning, match="no alarm can be raised by them: site relu has"):
+        bounds = uf.calibrate(model, [(x, torch.arange(40) % 3)], method=uf.Maximum())
+
+    assert bounds.readings is None
+    fast = uf.sanitize(model, bounds, x, backend="eager")
+    assert not torch.equal(fast(10 * x), model(10 * x))
+    with pytest.raises(uf.CaptureError, match=r"site relu has .*exclude="):
+        fast.inspect(x)

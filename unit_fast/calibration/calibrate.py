@@ -1,6 +1,7 @@
 """From a model and clean samples to bounds: the steps that every method shares."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from unit_fast.bounds import Bounds
+from unit_fast.bounds import Bounds, CleanReadings
 from unit_fast.calibration.context import CalibrationContext, Method
 from unit_fast.calibration.granularity import Granularity, check_granularity
 from unit_fast.calibration.inputs import Inputs, call_model
@@ -20,7 +21,7 @@ from unit_fast.calibration.readings import clean_readings
 from unit_fast.calibration.samples import SampleStore
 from unit_fast.calibration.survey import Survey, survey
 from unit_fast.capture import Example, call_arguments, capture, evaluation_mode, hint_at_dicts
-from unit_fast.errors import CaptureError, DataError, UnitFastError
+from unit_fast.errors import CaptureError, DataError, UnitFastError, UnitFastWarning
 from unit_fast.sites import find_sites, insert_bounds
 
 FIT_FRACTION = 0.8
@@ -203,9 +204,18 @@ def _result(context: CalibrationContext, method: Method, tensors: dict[str, Tens
         **context.notes,
     }
     fingerprint = context.graph.meta["fingerprint"]
-    held_out = context.samples.batches(context.validation_indices, context.batch_size)
-    readings = clean_readings(sanitised, (batch.x for batch in held_out))
+    readings = _readings(context, sanitised)
     return Bounds(bounds, context.sites, context.granularity, fingerprint, metadata, seen.clean, readings)
+
+
+def _readings(context: CalibrationContext, sanitised: fx.GraphModule) -> CleanReadings | None:
+    """What is usual, of the samples held out; None where activations cannot be told apart by sample."""
+    held_out = context.samples.batches(context.validation_indices, context.batch_size)
+    try:
+        return clean_readings(sanitised, (batch.x for batch in held_out))
+    except CaptureError as error:
+        warnings.warn(f"these bounds clamp, but no alarm can be raised by them: {error}", UnitFastWarning, stacklevel=4)
+        return None
 
 
 def _require_bounds(context: CalibrationContext, method: Method, tensors: dict[str, Tensor]) -> None:
