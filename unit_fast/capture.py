@@ -25,6 +25,7 @@ from unit_fast.fusion.operators import ACTIVATIONS_INSIDE
 from unit_fast.fusion.relax_views import relax_views
 from unit_fast.fusion.remove_identities import remove_identities
 from unit_fast.fusion.rewrite import tidy
+from unit_fast.fusion.spell_alike import spell_alike
 from unit_fast.rounding import least_precise
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -86,6 +87,7 @@ def _capture(model: nn.Module | torch.export.ExportedProgram, example_input: Exa
         captured.graph.eliminate_dead_code()
         # By now the graph is the same whatever the device of the model and the memory layout of the example.
         captured.meta["fingerprint"] = fingerprint(captured)
+        spell_alike(captured)  # after the fingerprint, so that bounds made before there was this pass still fit
         fold_batch_norm(captured)
         tidy(captured)
     return captured
@@ -205,8 +207,6 @@ def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
 
 # What torch.export always asks of a batch, and of inputs that share one.
 _USUAL_GUARD = re.compile(r"(2 <= )?(L\[.*?\](\[.*?\])*\.size\(\)\[0\])( == L\[.*?\](\[.*?\])*\.size\(\)\[0\])?")
-
-
 # What a float32 batch norm on CUDA adds: whether cuDNN takes a batch of that size. Either way computes the same.
 _LIBRARY_LIMIT = re.compile(r"L\[.*?\](?:\[.*?\])*\.size\(\)\[0\] <= (\d+)")
 _LEAST_LIBRARY_LIMIT = 65535
