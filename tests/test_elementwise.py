@@ -46,11 +46,18 @@ def emptied(module: nn.Module, x: Tensor) -> Tensor:
         (lambda m, x: x + m.many, False),
         (lambda m, x: x[:, None] * m.rows, True),
         (lambda m, x: x * m.rows, False),
+        (lambda m, x: x * m.rows[0].expand_as(x).neg(), True),
+        (lambda m, x: x * m.rows[0].repeat(x.shape[0], 1, 80, 80), True),
+        (lambda m, x: x * m.rows[0].repeat(x.shape[0], 1, 1, 1).flip(1), False),
+        (lambda m, x: x * m.many[:, :40].repeat(x.shape[0], 1, 2, 1), False),
+        (lambda m, x: x * (x.new_zeros(x.shape) + m.many), False),
+        (lambda _, x: x * x.mean((2, 3), keepdim=True).expand_as(x), False),
         (emptied, False),
     ],
     ids=[
         *("pointwise", "by constants", "of two", "moved", "by many constants", "by constants of its rank"),
-        *("by constants of a higher rank", "a part put in"),
+        *("by constants of a higher rank", "by constants expanded", "by constants repeated", "by constants moved"),
+        *("by constants tiled", "by many constants in a fill", "by another expanded", "a part put in"),
     ],
 )
 def test_functions_of_one_value_are_told(function, tried):

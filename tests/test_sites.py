@@ -75,6 +75,8 @@ ACTIVATIONS = {
     "relu by maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
     "relu by max with a tensor": lambda x: torch.max(x, x.new_zeros(())),
     "relu by where": lambda x: torch.where(x > 0, x, 0.0),
+    "relu by where with zeros converted": lambda x: torch.where(x > 0, x, torch.zeros(x.shape).double().type_as(x)),
+    "leaky_relu by where with ones": lambda x: torch.where(x > 0, x, 0.1 * torch.ones_like(x) * x),
     "relu by a mask": lambda x: x * (x > 0).float(),
     "relu by masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
     "relu by assignment": lambda x: assigned(x),
@@ -177,15 +179,23 @@ class Learned(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "swish":
             return x * torch.sigmoid(self.slope * x)
+        if self.kind == "swish, expanded":
+            return x * torch.sigmoid(self.slope.expand_as(x) * x)
+        if self.kind == "swish, repeated":
+            return x * torch.sigmoid(self.slope.repeat(x.shape[0], 1, *x.shape[2:]) * x)
         if self.kind == "prelu":
             return torch.where(x > 0, x, self.other * x)
+        if self.kind == "prelu, expanded":
+            return torch.where(x > 0, x, self.other.expand(x.shape) * x)
         if self.kind == "acon":
             difference = (self.slope - self.other) * x
             return difference * torch.sigmoid(difference) + self.other * x
         return torch.max(x, self.other)
 
 
-@pytest.mark.parametrize("kind", ["swish", "prelu", "acon", "threshold"])
+@pytest.mark.parametrize(
+    "kind", ["swish", "swish, expanded", "swish, repeated", "prelu", "prelu, expanded", "acon", "threshold"]
+)
 def test_nonlinearities_with_learned_parameters_are_sites(kind):
     model, x = nn.Sequential(nn.Conv2d(3, 4, 1), Learned(kind)), images(5)
     graph = capture(model, images(2))

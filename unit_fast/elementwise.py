@@ -4,9 +4,10 @@ A node that is computed from one other node alone, value by value, is a function
 tells a ReLU by ``where``, a GELU in any order of its factors and a swish with a learned slope from scaling and gates.
 """
 
+import math
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ _ELEMENTWISE = {
     *(_aten.detach.default, _aten.alias.default, _aten.special_expit.default, _aten.special_ndtr.default),
     *(_aten.hardswish.default, _aten.log_sigmoid.default, _clamp_bound),
 }
+
+_LARGER = (_aten.maximum.default, _aten.max.other)
 
 _FILLED: dict[Any, Callable[[fx.Node], Any]] = {
     **dict.fromkeys((_aten.zeros.default, _aten.zeros_like.default, _aten.new_zeros.default), lambda _: 0.0),
@@ -67,12 +70,18 @@ class Responses:
         self._values: dict[fx.Node, Tensor] = {}
         self._held: dict[fx.Node, Tensor] = {}  # where they differ from the values
         self._constants: dict[fx.Node, Tensor] = {}
+        self._fixed: dict[fx.Node, bool] = {}
 
     def visit(self, node: fx.Node) -> None:
         """Try ``node`` if it is a function of one other; else what follows is seen as a function of it."""
+        batched = [
+            argument for argument in node.all_input_nodes if is_batched(argument) and not self._is_fixed(argument)
+        ]
         if not _is_elementwise(node):
             return
-        batched = [argument for argument in node.all_input_nodes if is_batched(argument) and not _is_filled(argument)]
+        larger = node.target in _LARGER and len(node.all_input_nodes) == 2 and len(batched) == 1
+        if larger and all(is_batched(value) and not _is_filled(value) for value in node.all_input_nodes):
+            return  # by what is batched by its shape only: a site as the larger of two, with that name in bounds
         roots = {self._roots.get(argument, argument) for argument in batched}
         if len(roots) != 1 or not all(root.meta["val"].is_floating_point() for root in roots):
             return
@@ -134,7 +143,7 @@ class Responses:
         seen, queue = {node}, [node]
         while queue:
             for argument in queue.pop().all_input_nodes:
-                if argument in seen or not is_batched(argument) or _is_filled(argument):
+                if argument in seen or not is_batched(argument) or self._is_fixed(argument):
                     continue
                 seen.add(argument)
                 value = self._value(argument)
@@ -158,18 +167,35 @@ class Responses:
             return self._held[node]
         if node in self._values:
             return self._values[node]
-        if _is_filled(node):
-            return torch.tensor(float(_FILLED[node.target](node)), dtype=torch.float64)
-        if is_batched(node):
+        if is_batched(node) and not self._is_fixed(node):
             return _PROBES.view(-1, *(1,) * (node.meta["val"].ndim - 1))
         if node not in self._constants:
             self._constants[node] = self._constant(node)
         return self._constants[node]
 
+    def _is_fixed(self, node: fx.Node) -> bool:
+        """Whether ``node`` is batched by its shape only: a fill, an expanded constant, or computed from such alone."""
+        if node not in self._fixed:
+            shaped = _is_expanded(node) or node.target is _aten.type_as.default
+            sources = node.all_input_nodes[:1] if shaped else node.all_input_nodes
+            computed = shaped or _is_elementwise(node)
+            fixed = (not is_batched(source) or self._is_fixed(source) for source in sources)
+            self._fixed[node] = _is_filled(node) or (computed and all(fixed))
+        return self._fixed[node]
+
     def _constant(self, node: fx.Node) -> Tensor:
+        if _is_filled(node):
+            return torch.tensor(float(_FILLED[node.target](node)), dtype=torch.float64)
+        if _is_expanded(node):
+            return self._value(node.all_input_nodes[0])
         tensor = constant(self._module, node)
         value = node.meta.get("val") if tensor is None else tensor
-        if not isinstance(value, Tensor) or value.numel() > _MOST_VALUES:
+        if not isinstance(value, Tensor):
+            raise _Unknown
+        # What is batched by its shape only is kept as what broadcasts to it.
+        sources = [self._value(source) for source in node.all_input_nodes] if is_batched(node) else [value]
+        shape = torch.broadcast_shapes(*(source.shape for source in sources))  # type: ignore[no-untyped-call]
+        if math.prod(shape) > _MOST_VALUES:
             raise _Unknown
         if tensor is not None:
             return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
@@ -197,6 +223,15 @@ def is_batched(node: fx.Node) -> bool:
 
 def _is_filled(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _FILLED
+
+
+def _is_expanded(node: fx.Node) -> bool:
+    """Whether ``node`` is what broadcasting would have made of its input."""
+    if node.target is _aten.repeat.default:
+        tensor, times = cast(tuple[fx.Node, list[Any]], node.args)
+        sizes = zip(reversed(tensor.meta["val"].shape), reversed(times), strict=False)
+        return all(size == 1 or count == 1 for size, count in sizes)
+    return node.target in (_aten.expand.default, _aten.expand_as.default)
 
 
 def _is_elementwise(node: fx.Node) -> bool:
