@@ -105,6 +105,7 @@ ACTIVATIONS = {
     "hardswish by clamp": lambda x: (x / 6.0 + 0.5).clamp(0.0, 1.0) * x,
     "maximum of halves": lambda x: torch.max(*x.chunk(2, 1)),
     "glu written out": lambda x: x[:, :2] * torch.sigmoid(x[:, 2:]),
+    "glu written out by index": lambda x: (lambda x: x[:, 0] * torch.sigmoid(x[:, 1]))(x.unflatten(1, (2, 2))),
     "glu written out by chunk": lambda x: (lambda value, gate: torch.sigmoid(gate) * value)(*x.chunk(2, 1)),
 }
 

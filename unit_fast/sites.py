@@ -7,7 +7,6 @@ anyway (sigmoid, softmax, tanh) are no sites, nor are divisors that are kept fro
 """
 
 import itertools
-import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from unit_fast.capture import module_path
 from unit_fast.elementwise import Responses, is_batched
 from unit_fast.errors import CaptureError, UnitFastWarning
 from unit_fast.fusion.rewrite import call, copy_graph, set_constant, tidy
+from unit_fast.joined import joined_name
 from unit_fast.kernels import ops as _ops  # registers unit_fast::clamp_bound
 
 _aten = torch.ops.aten
@@ -74,29 +74,6 @@ def _clamp_name(node: fx.Node) -> str | None:
     if high is None:
         return "relu" if low == 0 else "threshold"
     return _relu6_name(node) if (low, high) == (0, 6) else "hardtanh"
-
-
-def _joined_name(node: fx.Node) -> str | None:
-    """The larger of two values, and F.glu written out: activations of more than one number."""
-    both = [value for value in node.args if isinstance(value, fx.Node) and is_batched(value)]
-    if len(both) != 2 or len(node.args) != 2:
-        return None
-    if node.target in (_aten.maximum.default, _aten.max.other):
-        return "maximum"
-    for value, gate in (both, both[::-1]):
-        if node.target is _aten.mul.Tensor and gate.target is _aten.sigmoid.default:
-            (half,) = gate.all_input_nodes
-            if half is not value and _part_of(half) is not None and _part_of(half) is _part_of(value):
-                return "glu"
-    return None
-
-
-def _part_of(node: fx.Node) -> fx.Node | None:
-    """The tensor, or the list of its parts, that ``node`` is a part of."""
-    whole: Any = node
-    while whole.target in (operator.getitem, _aten.slice.Tensor):
-        whole = whole.args[0]
-    return whole if whole is not node else None
 
 
 def _divides(node: fx.Node) -> bool:
@@ -298,7 +275,7 @@ def _activations(module: fx.GraphModule) -> dict[fx.Node, str]:
         name = known(node) if callable(known) else known
         if known is None and not _divides(node):
             if not responses.tried(node):
-                name = _joined_name(node)
+                name = joined_name(node)
             elif (name := responses.activation(node)) is not None:
                 written_out.add(node)
         if name is not None:
