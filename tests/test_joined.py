@@ -61,3 +61,68 @@ def test_glu_of_two_layers_is_a_site(make, join):
 def test_values_beside_other_gates_are_no_sites(join):
     with pytest.raises(uf.CaptureError, match="no site"):
         find_sites(capture(TwoLayers(linear, join), torch.randn(2, 6, 6)))
+
+
+class DynamicReLU(nn.Module):
+    """As github.com/Islanna/DynamicReLU has it: for each channel two lines, computed from the means of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lines = nn.Conv2d(3, 6, 1), nn.Linear(6, 6 * 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        lines = 2 * torch.sigmoid(self.lines(x.mean((2, 3)))).view(-1, 6, 4) - 1
+        several = x.permute(2, 3, 0, 1).unsqueeze(-1) * lines[:, :, :2] + lines[:, :, 2:]
+        return torch.max(several, dim=-1)[0].permute(2, 3, 0, 1)
+
+
+MAXOUT = {
+    "linear pieces": TwoLayers(linear, lambda x, *_: x.view(*x.shape[:-1], 3, 2).max(-1).values),
+    "linear pieces, amax": TwoLayers(linear, lambda x, *_: x.unflatten(-1, (2, 3)).amax(-2)),
+    "channels": TwoLayers(normalised, lambda x, *_: x.view(x.shape[0], 3, 2, x.shape[2]).max(2)[0]),
+    "layers stacked": TwoLayers(linear, lambda first, second, _: torch.stack([first, second]).max(0)[0]),
+    "layers stacked last": TwoLayers(linear, lambda first, second, _: torch.stack([first, second], -1).amax(-1)),
+}
+
+
+@pytest.mark.parametrize("name", MAXOUT)
+def test_maxout_is_a_site(name):
+    model, x = MAXOUT[name].eval(), torch.randn(5, 6, 6)
+    graph = capture(model, torch.randn(2, 6, 6))
+    (site,) = find_sites(graph)
+    assert (site.name, site.shape) == ("maximum", tuple(model(x).shape[1:]))
+    bounded = insert_bounds(graph, {"maximum": torch.tensor(0.1)})
+    torch.testing.assert_close(bounded(x), model(x).clamp(max=0.1))
+
+
+def test_dynamic_relu_is_a_site():
+    model, x = DynamicReLU(), torch.randn(5, 3, 4, 4)
+    graph = capture(model, torch.randn(2, 3, 4, 4))
+    (site,) = find_sites(graph)
+    assert (site.shape, site.batch_axis) == ((4, 4, 6), 2)
+    bounded = insert_bounds(graph, {site.name: torch.tensor(0.1)})
+    torch.testing.assert_close(bounded(x), model(x).clamp(max=0.1))
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda x, *_: x.amax(1),
+        lambda x, *_: x.view(x.shape[0], 3, 2, 6).amax(2),
+        lambda x, *_: x.view(x.shape[0], -1).max(1)[0],
+        lambda x, *_: (y := x.view(*x.shape[:-1], 3, 2)) - y.amax(-1, keepdim=True),
+        lambda x, *_: x.view(*x.shape[:-1], 3, 2).amax((-1, -2)),
+        lambda x, *_: x.view(*x.shape[:-1], 3, 2).max(-1)[1],
+        lambda first, second, _: torch.stack([first, second]).amax(2),
+        lambda first, second, _: torch.stack([first, second.tanh()]).amax(0),
+        lambda x, *_: (x.unsqueeze(-1) * x.unsqueeze(-2)).amax(1),
+    ],
+    ids=[
+        *("over places", "over windows", "over all", "as a softmax has it", "over all channels", "where it is"),
+        *("within a stack", "of another stack", "over another dimension"),
+    ],
+)
+def test_the_largest_over_other_dimensions_is_no_site(join):
+    with pytest.raises(uf.CaptureError, match="no site"):
+        find_sites(capture(TwoLayers(linear, join), torch.randn(2, 6, 6)))
