@@ -63,6 +63,30 @@ def test_values_beside_other_gates_are_no_sites(join):
         find_sites(capture(TwoLayers(linear, join), torch.randn(2, 6, 6)))
 
 
+class MetaACON(nn.Module):
+    """As YOLOv5's utils/activations.py has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1), nn.Conv2d(4, 6, 1)
+        self.p1, self.p2 = nn.Parameter(torch.rand(1, 6, 1, 1)), nn.Parameter(torch.zeros(1, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        beta = torch.sigmoid(self.fc2(self.fc1(x.mean(dim=2, keepdim=True).mean(dim=3, keepdim=True))))
+        dpx = (self.p1 - self.p2) * x
+        return dpx * torch.sigmoid(beta * dpx) + self.p2 * x
+
+
+def test_a_swish_with_a_computed_slope_is_a_site():
+    model, x = MetaACON(), torch.randn(5, 3, 4, 4)
+    graph = capture(model, torch.randn(2, 3, 4, 4))
+    (site,) = find_sites(graph)
+    assert (site.name, site.shape, site.channel_axis) == ("silu", (6, 4, 4), 1)
+    bounded = insert_bounds(graph, {"silu": torch.tensor(0.1)})
+    torch.testing.assert_close(bounded(x), model(x).clamp(max=0.1))
+
+
 class DynamicReLU(nn.Module):
     """As github.com/Islanna/DynamicReLU has it: for each channel two lines, computed from the means of all."""
 

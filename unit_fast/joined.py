@@ -13,7 +13,8 @@ _aten = torch.ops.aten
 
 
 def joined_name(node: fx.Node) -> str | None:
-    """What ``node`` is called if it is the larger of two values, or F.glu written out, of two halves or two layers.
+    """What ``node`` is called if it is the larger of two values, or F.glu written out, of two halves or two layers,
+    or a swish whose slope is computed (Meta-ACON, Ma et al., 2021).
 
     So is the largest of several, where a dimension holds what competes: pieces of a layer, layers stacked (maxout,
     Goodfellow et al., 2013), lines with slopes that are computed (dynamic ReLU, Chen et al., 2020). The largest over
@@ -33,6 +34,8 @@ def joined_name(node: fx.Node) -> str | None:
                 of(half) is not None and of(half) is of(value) for of in (_part_of, _layer_of)
             ):
                 return "glu"
+            if half.target is _aten.mul.Tensor and value in half.args:
+                return "silu"
     return None
 
 
