@@ -71,3 +71,25 @@ def test_a_bound_holds_what_comes_after_it():
     responses.hold(node.all_input_nodes[0])
     responses.visit(node)
     assert responses.activation(node) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: torch.round(x),
+        lambda _, x: torch.floor(4 * x) / 4,
+        lambda _, x: x.masked_fill(x == 0, -1e4),
+        lambda _, x: x.bfloat16(),
+        lambda _, x: torch.expm1(x.clamp(max=0)) - x,
+    ],
+    ids=["rounded", "in steps", "zeros masked", "in bfloat16", "part of xIELU"],
+)
+def test_what_is_straight_far_out_is_no_activation(function):
+    responses, node = result_of(function)
+    assert responses.tried(node)
+    assert responses.activation(node) is None
+
+
+def test_the_larger_of_a_value_and_a_constant_that_is_expanded_is_left_to_its_operator():
+    responses, node = result_of(lambda m, x: torch.maximum(x, m.rows[0].expand_as(x)))
+    assert not responses.tried(node)

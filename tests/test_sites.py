@@ -168,6 +168,23 @@ def test_the_bound_holds_all_that_a_nonlinearity_puts_out(name):
     torch.testing.assert_close(insert_bounds(graph, {site.name: torch.tensor(math.inf)})(x), graph(x), rtol=0, atol=0)
 
 
+SHRINKING = {
+    "softshrink": lambda x: F.softshrink(x, 0.1),
+    "hardshrink": F.hardshrink,
+    "tanhshrink": F.tanhshrink,
+    "written out": lambda x: torch.sign(x) * torch.max(x.abs() - 0.1, torch.zeros_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", SHRINKING)
+def test_shrinking_functions_are_sites_though_straight_far_out(name):
+    model, x = Activated(SHRINKING[name]), 4 * torch.randn(5, 4, 3, 3)
+    graph = capture(model, torch.randn(2, 4, 3, 3))
+    (site,) = find_sites(graph)
+    bounded = insert_bounds(graph, {site.name: torch.tensor(0.6)})
+    torch.testing.assert_close(bounded(x), model(x).clamp(max=0.6))
+
+
 class Learned(nn.Module):
     """Activations with parameters of their own, for 4 channels."""
 

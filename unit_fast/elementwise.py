@@ -116,7 +116,8 @@ class Responses:
         if value is None or not value.is_floating_point():
             return None
         ends = _Ends(_columns(value))
-        found = ends.rise & ~_same(ends.left, ends.right, 0.01) & ~_same(ends.left, -ends.right, 0.01)
+        bent = ~_same(ends.left, ends.right, 0.01) | _is_bent_between(_columns(value), ends.right)
+        found = ends.rise & bent & ~_same(ends.left, -ends.right, 0.01)
         if node in self._held:
             found = found & _Ends(_columns(self._held[node])).rise
         if not found.any():
@@ -246,6 +247,16 @@ def _is_elementwise(node: fx.Node) -> bool:
 
 def _same(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (a - b).abs() <= share * torch.maximum(a.abs(), b.abs())
+
+
+def _is_bent_between(values: Tensor, slope: Tensor) -> Tensor:
+    """Which lines of one slope are not straight near zero, as soft thresholds are not; but neither steps nor masks."""
+    away = _NEAR != 0
+    places, near = _NEAR[away], values[len(_FAR) :][away]
+    differences = (near.diff(dim=0) / places.diff()[:, None] - slope).abs()
+    straight = (differences[places[1:].abs() > 5] <= 0.01 * slope.abs()).all(0)
+    # Of falling ones are made activations that rise: expm1(x) - x for x < 0 in xIELU.
+    return straight & (slope > 0) & (differences > 0.05 * slope.abs()).any(0)
 
 
 def _columns(value: Tensor) -> Tensor:
