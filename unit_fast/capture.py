@@ -26,6 +26,7 @@ from unit_fast.fusion.relax_views import relax_views
 from unit_fast.fusion.remove_identities import remove_identities
 from unit_fast.fusion.rewrite import tidy
 from unit_fast.fusion.spell_alike import spell_alike
+from unit_fast.guards import require_any_batch
 from unit_fast.rounding import least_precise
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -184,7 +185,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 "rewrite that operation so that it depends on shapes only, or pass a torch.export program"
             ) from error
     _require_dynamic_batch(program)
-    _require_any_batch(program)
+    require_any_batch(program)
     return program
 
 
@@ -203,26 +204,6 @@ def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
             if value.ndim > 0 and isinstance(value.shape[0], int):
                 raise _fixed_batch_error(node.name, value.shape[0])
             return
-
-
-# What torch.export always asks of a batch, and of inputs that share one.
-_USUAL_GUARD = re.compile(r"(2 <= )?(L\[.*?\](\[.*?\])*\.size\(\)\[0\])( == L\[.*?\](\[.*?\])*\.size\(\)\[0\])?")
-# What a float32 batch norm on CUDA adds: whether cuDNN takes a batch of that size. Either way computes the same.
-_LIBRARY_LIMIT = re.compile(r"L\[.*?\](?:\[.*?\])*\.size\(\)\[0\] <= (\d+)")
-_LEAST_LIBRARY_LIMIT = 65535
-
-
-def _require_any_batch(program: torch.export.ExportedProgram) -> None:
-    """torch.export follows the example where a model branches on the batch size, and says so in a guard only."""
-    for guard in getattr(program, "_guards_code", ()):
-        limit = _LIBRARY_LIMIT.fullmatch(guard)
-        usual = _USUAL_GUARD.fullmatch(guard) or (limit is not None and int(limit[1]) >= _LEAST_LIBRARY_LIMIT)
-        if not usual:
-            condition = re.sub(r"L\['(.*?)'\]", r"\1", guard).replace(".size()", ".shape")
-            raise CaptureError(
-                f"the model computes something else for other batch sizes: what the example runs holds only where "
-                f"{condition}; a graph has no branches, so compute the same for every size"
-            )
 
 
 def _require_same_for_one_sample(
