@@ -131,7 +131,9 @@ def check_parity(
 class _Comparison:
     """What a file is held to, whichever runtime runs it."""
 
-    def __init__(self, clamped: Mapping[str, str], clamps: Sequence[Clamp], precision: str, excess: str | None) -> None:
+    def __init__(
+        self, clamped: Mapping[str, str], clamps: Sequence[Clamp], precision: str, excess: str | None = None
+    ) -> None:
         self.clamped, self.precision, self.excess = clamped, precision, excess
         self.upper = {clamp.site: torch.from_numpy(clamp.upper.copy()) for clamp in clamps if clamp.upper is not None}
         self.scales = {clamp.site: torch.from_numpy(clamp.scale.copy()) for clamp in clamps if clamp.scale is not None}
