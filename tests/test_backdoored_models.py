@@ -26,23 +26,25 @@ LIMITS = {
 IN_INT8 = {("gtsrb_vgg_badnets_target8", "neuron"), ("gtsrb_vgg_trojan_wm_target2", "channel")}
 
 
-# What tells triggered images from clean ones: with bounds per neuron, the excess that files measure too.
-FEWEST_TOLD_APART = {"neuron": 0.95, "channel": 0.5}
-
-
 class InBoth:
-    """The sanitised model, which counts how often the exported file gives the same class, and measures as that does."""
+    """The exported file, held to the sanitised model: how often it gives the same class, how far it measures otherwise.
+
+    Measures are in units of what is usual, of which a thousandth decides nothing.
+    """
 
     def __init__(self, sanitised: uf.SanitizedModel, exported: OnnxRuntimeModel) -> None:
         self.sanitised, self.exported = sanitised, exported
         self.agreed = self.seen = 0
+        self.furthest = 0.0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.inspect(x)[0]
 
     def inspect(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        logits = self.sanitised(x)
+        logits, expected = self.sanitised.inspect(x)
         found, measures = self.exported.inspect(x)
+        apart = (measures["excess"] - expected["excess"]).abs() / expected["excess"].clamp_min(1.0)
+        self.furthest = max(self.furthest, float(apart.max()))
         self.agreed += int((found.argmax(1) == logits.argmax(1)).sum())
         self.seen += len(x)
         return logits, measures
@@ -63,8 +65,10 @@ def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runti
     assert 100 * (benign_before.value - after.benign_accuracy) <= lost
     assert both.seen == 2 * len(x), "clean and triggered"
     assert both.agreed >= 0.999 * both.seen
-    (excess,) = after.detection
-    assert excess.auroc >= FEWEST_TOLD_APART[granularity]
+    assert both.furthest <= 1e-3
+    if granularity == "neuron":  # of several neurons with one bound a trigger need not drive any beyond it
+        (excess,) = after.detection
+        assert excess.auroc >= 0.95
 
     if (name, granularity) in IN_INT8:
         options = {"example_input": x[:8], "calibration_data": gtsrb.batches("calibration")}

@@ -4,6 +4,7 @@ A node that is computed from one other node alone, value by value, is a function
 tells a ReLU by ``where``, a GELU in any order of its factors and a swish with a learned slope from scaling and gates.
 """
 
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch import Tensor, fx
 from unit_fast.fusion.rewrite import constant
 from unit_fast.kernels import ops as _ops  # registers unit_fast::clamp_bound
 
+_logger = logging.getLogger(__name__)
 _aten = torch.ops.aten
 _clamp_bound = torch.ops.unit_fast.clamp_bound.default
 assert _ops is not None
@@ -89,7 +91,8 @@ class Responses:
             value = self._run(node)
             held = self._run(node, held=True) if any(argument in self._held for argument in batched) else None
         # What an operator refuses (float64, a shape of its trace) cannot be tried: it is a root then, as an input is.
-        except (_Unknown, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        except (_Unknown, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+            _logger.debug("%s cannot be tried, and is taken for an input of what follows: %r", node, error)
             return
         if value.shape[:1] != _PROBES.shape:  # a constant has brought dimensions in front
             return

@@ -66,6 +66,20 @@ def test_the_file_measures_what_inspect_does(tmp_path: Path, name: str, granular
         assert file.threshold(fpr) == fast.threshold(fpr, "excess")
 
 
+@pytest.mark.parametrize(("granularity", "whole"), [("neuron", 2), ("channel", 0), ("tensor", 0)])
+def test_where_neurons_share_a_bound_no_activation_is_subtracted_from_whole(
+    tmp_path: Path, granularity: str, whole: int
+) -> None:
+    model, x = make("small")
+    fast = inspected(model, made_bounds("small", granularity, 0.5), x)
+
+    export_onnx(model, fast.bounds, tmp_path / "m.onnx", example_input=x, inspect=True, verify=False)
+
+    nodes = onnx.load(tmp_path / "m.onnx").graph.node
+    clamped = {node.output[0] for node in nodes if node.name.endswith("/clamp")}
+    assert sum(node.op_type == "Sub" and node.input[1] in clamped for node in nodes) == whole
+
+
 @pytest.mark.filterwarnings("ignore::unit_fast.export.errors.SaturationWarning")  # 1e30 is out of reach
 @examples(4)
 @given(net=drawn_nets(), bounds=drawn_bounds(), form=st.sampled_from(["auto", "min"]))

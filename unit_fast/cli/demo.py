@@ -251,5 +251,5 @@ def _say_where(terminal: Terminal, files: Files, seconds: float) -> None:
         f"  {program} calibrate -m {files.model} --data {files.calibration_data} -o bounds.safetensors",
         f"  {program} evaluate -m {files.model} --data {files.test_data} --bounds bounds.safetensors \\\n"
         f"      --trigger {TRIGGER} --target {TARGET}",
-        f"  {program} export -m {files.model} --bounds bounds.safetensors -o model.onnx",
+        f"  {program} export -m {files.model} --bounds bounds.safetensors -o model.onnx --inspect",
     )
