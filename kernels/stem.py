@@ -78,13 +78,13 @@ def _pack_kernel(
         target = packed_ptr + image * (packed_h * packed_w * PIXEL)
         tl.store(target + pixel[:, None] * PIXEL + c[None, :], x, mask=(pixel < packed_h * packed_w)[:, None])
     else:
-        place = (program - x_programs) * (BLOCK * PIXEL) + tl.arange(0, BLOCK * PIXEL)
-        n, k = place // K, place % K
-        r, s, c = k // SPAN, k % SPAN // PIXEL, k % PIXEL
-        ok = (place < WEIGHTS) & (r < R) & (s < S) & (c < C)
-        source = n * weight_stride_n + c * weight_stride_c + r * weight_stride_r + s * weight_stride_s
-        weight = tl.load(weight_ptr + tl.where(ok, source, 0), mask=ok, other=0.0)
-        tl.store(packed_weight_ptr + place, weight, mask=place < WEIGHTS)
+        element = (program - x_programs) * (BLOCK * PIXEL) + tl.arange(0, BLOCK * PIXEL)
+        n, k = element // K, element % K
+        r, s, channel = k // SPAN, k % SPAN // PIXEL, k % PIXEL  # no name of the other branch: their types differ
+        held = (element < WEIGHTS) & (r < R) & (s < S) & (channel < C)
+        source = n * weight_stride_n + channel * weight_stride_c + r * weight_stride_r + s * weight_stride_s
+        weight = tl.load(weight_ptr + tl.where(held, source, 0), mask=held, other=0.0)
+        tl.store(packed_weight_ptr + element, weight, mask=element < WEIGHTS)
 
 
 @triton.jit
@@ -285,5 +285,6 @@ def _packed(x: Tensor, weight: Tensor, geometry: ConvGeometry, block_k: int) -> 
         SPAN=span,
         BLOCK=block,
         num_warps=4,
+        enable_fp_fusion=True,  # Triton 3.10 changes the default
     )
     return _Operands(packed, packed_weight, height, width, pixel, span, k, block_k)
