@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Gpu(NamedTuple):
+    """What launchers ask of a GPU: its compute capability, major·10 + minor, and its multiprocessors."""
+
+    capability: int
+    multiprocessors: int
+
+
+ABSENT = Gpu(90, 4)
+"""For operands on the CPU: in the interpreter the newest paths are tested, and programs walk over several tiles."""
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:
@@ -15,14 +27,14 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 def streaming_multiprocessors(x: Tensor) -> int:
-    """How many programs run side by side; 4 in the interpreter, so that programs walk several tiles there too."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
+    """How many programs run side by side."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else ABSENT.multiprocessors
 
 
 def capability_of(x: Tensor) -> int:
-    """The compute capability, major·10 + minor; 90 in the interpreter, so that the newest paths are the tested ones."""
+    """The compute capability, major·10 + minor."""
     if not x.is_cuda:
-        return 90
+        return ABSENT.capability
     major, minor = torch.cuda.get_device_capability(x.device)
     return major * 10 + minor
 

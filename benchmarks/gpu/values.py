@@ -110,12 +110,11 @@ def compare(case: ValueCase) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     warnings.filterwarnings("ignore", message=".*deterministic", category=UserWarning)
     torch.use_deterministic_algorithms(True, warn_only=True)  # new memory is filled with NaN
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"  # type: ignore[attr-defined]
+    multiply_as(case.dtype)
     if case.fault == "crash":
         os._exit(3)
-    operands = _operands(case, device)
-    found, exact = _results(case, operands)
+    operands = operands_of(case, device)
+    found, exact = launched(case, operands), _truth(case, operands)
     products = case.operator in ("linear", "conv2d") and device == "cuda" and not _grouped(case)
     precision = {"fp32": "tf32x3", "tf32": "tf32"}.get(case.dtype, "ieee") if products else "ieee"
     largest = max(error(a, e) for a, e in zip(found, exact, strict=True))
@@ -126,11 +125,18 @@ def compare(case: ValueCase) -> dict[str, float]:
     return {"error": largest, "tolerance": allowed}
 
 
+def multiply_as(dtype: str) -> None:
+    """Let torch, and with it the kernels, multiply float32 in TF32 where ``dtype`` is "tf32", and in full elsewhere."""
+    precision = "tf32" if dtype == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+
+
 def _grouped(case: ValueCase) -> bool:
     return case.groups == case.x[1]  # depthwise: multiply-adds in float32, no tensor cores
 
 
-def _operands(case: ValueCase, device: str) -> dict[str, Tensor | None]:
+def operands_of(case: ValueCase, device: str) -> dict[str, Tensor | None]:
     """Random operands of unit variance, laid out as the kernels read them; about a fifth of the outputs saturate."""
     generator = torch.Generator(device).manual_seed(0)
     dtype = TORCH_DTYPE[case.dtype]
@@ -164,37 +170,56 @@ def _operands(case: ValueCase, device: str) -> dict[str, Tensor | None]:
     }
 
 
-def _results(case: ValueCase, operands: dict[str, Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
-    """What the kernel gives, and what is right, in float64."""
+def launched(case: ValueCase, operands: dict[str, Tensor | None]) -> list[Tensor]:
+    """What the kernel gives; where it counts also, for each sample, 1 where the count is right."""
+    x, bound = operands["x"], operands["bound"]
+    assert x is not None, "every case has an input"
+    if case.operator == "clamp_bound_backward":
+        assert bound is not None, "the backward is that of a bound"
+        dx, of_bound = backward.clamp_bound_backward(_gradient(x), x, bound)
+        return [dx, of_bound / _summed(x, bound) ** 0.5]
+    if case.operator == "max_pool2d":
+        return [pooling.max_pool2d(x, operands["bias"], bound, *_pooling(case))]
+    launch, _ = _functions(case)
+    if case.fault == "short sum":
+        operands = {**operands, "x": torch.cat([x[..., :-16], torch.zeros_like(x[..., -16:])], dim=-1)}
+    if not case.counts:
+        return [launch(*operands.values(), counts=None)]
+    counts = torch.zeros(case.x[0], dtype=torch.int32, device=x.device)
+    clamped = launch(*operands.values(), counts=counts)
+    unclamped = launch(*{**operands, "bound": None}.values(), counts=None)
+    return [clamped, (counts == (unclamped > bound).flatten(1).sum(1)).double()]  # exactly
+
+
+def _truth(case: ValueCase, operands: dict[str, Tensor | None]) -> list[Tensor]:
+    """What is right, in float64."""
     x, bound = operands["x"], operands["bound"]
     assert x is not None, "every case has an input"
     exact = {name: None if operand is None else operand.double() for name, operand in operands.items()}
     if case.operator == "clamp_bound_backward":
         assert bound is not None, "the backward is that of a bound"
-        grad = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(1), device=x.device).to(x)
-        grad = grad.contiguous(memory_format=reference.memory_format_of(x))
         inputs = [operand.requires_grad_() for operand in (exact["x"], exact["bound"]) if operand is not None]
-        truth = list(torch.autograd.grad(reference.clamp_bound_ref(*inputs), inputs, grad.double()))
-        found = list(backward.clamp_bound_backward(grad, x, bound))
-        sums = x.numel() // max(bound.numel(), 1)  # a bound's gradient is a sum: scaled to unit variance
-        found[1], truth[1] = found[1] / sums**0.5, truth[1] / sums**0.5
-        return found, truth
+        dx, of_bound = torch.autograd.grad(reference.clamp_bound_ref(*inputs), inputs, _gradient(x).double())
+        return [dx, of_bound / _summed(x, bound) ** 0.5]
     if case.operator == "max_pool2d":
-        settings: Any = (case.weight[2:], case.stride, case.padding, case.dilation, False, case.act)
-        pooled = pooling.max_pool2d(x, operands["bias"], bound, *settings)
-        return [pooled], [reference.max_pool2d_ref(x.double(), exact["bias"], exact["bound"], *settings)]
-    launch, of_reference = _functions(case)
-    truth = [of_reference(*exact.values())]
-    if case.fault == "short sum":
-        operands["x"] = torch.cat([x[..., :-16], torch.zeros_like(x[..., -16:])], dim=-1)
-    counts = torch.zeros(case.x[0], dtype=torch.int32, device=x.device) if case.counts else None
-    found = [launch(*operands.values(), counts=counts)]
-    if counts is not None and bound is not None:
-        unclamped = launch(*{**operands, "bound": None}.values(), counts=None)
-        same = counts == (unclamped > bound).flatten(1).sum(1)  # exactly
-        found.append(same.double())
-        truth.append(torch.ones_like(found[-1]))
-    return found, truth
+        return [reference.max_pool2d_ref(x.double(), exact["bias"], exact["bound"], *_pooling(case))]
+    _, of_reference = _functions(case)
+    right = [of_reference(*exact.values())]
+    return [*right, torch.ones(case.x[0], dtype=torch.float64, device=x.device)] if case.counts else right
+
+
+def _gradient(x: Tensor) -> Tensor:
+    grad = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(1), device=x.device).to(x)
+    return grad.contiguous(memory_format=reference.memory_format_of(x))
+
+
+def _summed(x: Tensor, bound: Tensor) -> int:
+    """How many values a bound's gradient is the sum of, which its root scales to unit variance."""
+    return x.numel() // max(bound.numel(), 1)
+
+
+def _pooling(case: ValueCase) -> tuple[Any, ...]:
+    return case.weight[2:], case.stride, case.padding, case.dilation, False, case.act
 
 
 def _functions(case: ValueCase) -> tuple[Any, Any]:
