@@ -12,16 +12,17 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from unit_fast.kernels.dispatch.ahead import Launch, compile_ahead, processes_from_environment
 from unit_fast.kernels.dispatch.candidates import Candidate, candidates_for
 from unit_fast.kernels.dispatch.clock import Clock, CudaGraphClock
 from unit_fast.kernels.dispatch.environment import Environment, environment_of
@@ -104,6 +105,7 @@ class Dispatcher:
         policy: which providers may run; "auto" is all of them.
         candidates: who can compute a problem.
         capturing: whether a CUDA graph is being captured right now.
+        compile_launches: compiles for launches that are about to be made; without it each is when it is made.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Dispatcher:
         policy: Policy = "auto",
         candidates: Callable[[Problem, Environment], Sequence[Candidate]] = candidates_for,
         capturing: Callable[[], bool] = lambda: False,
+        compile_launches: Callable[[Sequence[Launch], Environment], None] | None = None,
     ) -> None:
         self.environment = environment
         self.policy = policy
@@ -123,9 +126,11 @@ class Dispatcher:
         self._clock = clock
         self._candidates = candidates
         self._capturing = capturing
+        self._compile = compile_launches
         self._lock = threading.RLock()
         self._by_signature: dict[Any, Choice] = {}
         self._by_problem: dict[Problem, Choice] = {}
+        self._ahead: set[Launch] = set()
 
     def run(self, operator: Operator, args: Sequence[Any], counts: Tensor | None = None) -> Tensor:
         """Compute a call.
@@ -144,6 +149,20 @@ class Dispatcher:
     def choose(self, operator: Operator, args: Sequence[Any]) -> Choice:
         """What runs such a call; measured if need be within ``tuning()``."""
         return self._choice(operator, complete(operator, args))
+
+    def compile_ahead(self, problems: Iterable[Problem]) -> None:
+        """Compile, side by side, what ``choose`` would try one after the other for these within ``tuning()``."""
+        if self._clock is None or self._compile is None:
+            return
+        with self._lock:
+            launches = [
+                (problem, candidate.name)
+                for problem in dict.fromkeys(problems)
+                for candidate in self._untried(problem)
+                if candidate.provider == "triton" and (problem, candidate.name) not in self._ahead
+            ]
+            self._ahead.update(launches)
+        self._compile(launches, self.environment)
 
     def describe(self) -> dict[str, str]:
         """Where choices come from on this device, in words."""
@@ -184,12 +203,26 @@ class Dispatcher:
     def _improvable(self, choice: Choice) -> bool:
         return choice.source == "default" and self._clock is not None and _tuning.get()
 
+    def _untried(self, problem: Problem) -> Sequence[Candidate]:
+        """Those that a decision within ``tuning()`` would launch and that no earlier one has."""
+        choice = self._by_problem.get(problem)
+        if choice is not None and choice.source != "default":
+            return []
+        candidates, key = self._allowed(problem), self._key(problem)
+        if self._store.get(key) is not None:
+            return []
+        shipped = self._store.shipped(key)
+        return [one for one in candidates if shipped is None or one.name == shipped.candidate]
+
+    def _key(self, problem: Problem) -> str:
+        return problem.key if self.policy == "auto" else f"{self.policy} only: {problem.key}"
+
     def _decide(self, problem: Problem) -> Choice:
         candidates = self._allowed(problem)
         if len(candidates) == 1 and candidates[0].provider == "reference":
             return Choice(candidates[0], "only")
         by_name = {candidate.name: candidate for candidate in candidates}
-        key = problem.key if self.policy == "auto" else f"{self.policy} only: {problem.key}"
+        key = self._key(problem)
         record = self._store.get(key)
         if record is not None and record.candidate in by_name:
             return Choice(by_name[record.candidate], "cache", record.microseconds, record.dropped)
@@ -304,6 +337,7 @@ def _made(device: torch.device) -> Dispatcher:
         CudaGraphClock(device) if on_gpu else None,
         policy_from_environment(),
         capturing=torch.cuda.is_current_stream_capturing if on_gpu else lambda: False,
+        compile_launches=partial(compile_ahead, processes=processes_from_environment()),
     )
 
 
@@ -311,7 +345,7 @@ def dispatcher_for(device: torch.device) -> Dispatcher:
     """The dispatcher of ``device``, made when it is first asked for.
 
     Raises:
-        ValueError: UNIT_FAST_KERNELS is none of the policies.
+        ValueError: UNIT_FAST_KERNELS is none of the policies, or UNIT_FAST_COMPILE_PROCESSES no number of processes.
     """
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())

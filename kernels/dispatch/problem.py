@@ -88,6 +88,15 @@ class Spec:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{'x'.join(map(str, self.shape))}:{dtype}{layout}{'' if self.aligned else '/unaligned'}"
 
+    def empty(self) -> Tensor:
+        """New memory on the CPU, laid out like this, that nothing was written to ("strided" is contiguous)."""
+        if self.layout == "hwc":
+            channels, height, width = self.shape
+            return torch.empty((height, width, channels), dtype=self.dtype).permute(2, 0, 1)
+        nhwc = self.layout == "channels_last"
+        memory_format = torch.channels_last if nhwc else torch.contiguous_format
+        return torch.empty(self.shape, dtype=self.dtype, memory_format=memory_format)
+
     def lay_out(self, values: Tensor) -> Tensor:
         """``values``, a new contiguous tensor of the shape, in this dtype and layout ("strided" stays contiguous)."""
         values = values.to(self.dtype)

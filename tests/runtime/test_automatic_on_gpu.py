@@ -66,6 +66,32 @@ def memory(tmp_path):
     return lambda: dispatch.Store(dispatch.environment_of(torch.device("cpu")), tmp_path)
 
 
+def test_kernels_are_compiled_for_all_sizes_at_once_that_are_new(program, memory, monkeypatch):
+    monkeypatch.setattr(Automatic, "clock", CLOCK)
+    asked = []
+    kernels, compiled = candidate("triton", 0.01), candidate("compile", 0.02)
+    kernels.compile_ahead = lambda _self, sizes: asked.append(list(sizes))
+    auto = Automatic(program, {"triton": kernels, "compile": compiled}, memory())
+    auto.warmup([1, 16])
+    assert asked == [[1, 16]]
+    Automatic(program, {"triton": kernels, "compile": compiled}, memory()).warmup([1, 16, 32])
+    assert asked == [[1, 16], [32]]
+
+
+def test_kernels_that_cannot_be_compiled_for_are_dropped(program, monkeypatch):
+    monkeypatch.setattr(Automatic, "clock", CLOCK)
+
+    def fails(_self, _sizes):
+        raise ParityError("nothing fits")
+
+    kernels = candidate("triton", 0.01)
+    kernels.compile_ahead = fails
+    auto = Automatic(program, {"triton": kernels, "compile": candidate("compile", 0.02)})
+    with pytest.warns(FallbackWarning, match="without the triton backend: nothing fits"):
+        auto.warmup([1])
+    assert auto(images(1)) == "compile"
+
+
 def test_the_next_process_makes_only_what_was_chosen(program, memory, monkeypatch):
     monkeypatch.setattr(Automatic, "clock", CLOCK)
     slow_at_1 = candidate("triton", {1: 0.03, 16: 0.04})

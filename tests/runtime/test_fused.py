@@ -132,6 +132,23 @@ def test_warmup_chooses_for_every_operator_and_explains_it(tmp_path):
     assert len(clock.timed) == timed, "nothing is measured twice, nor after warmup"
 
 
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_what_is_compiled_ahead_is_what_warmup_chooses_for(name, tmp_path):
+    given, _ = program(name)
+    asked, chosen = [], []
+
+    def only_the_reference(problem, environment):
+        chosen.append(problem)
+        return candidates_for(problem, environment)[-1:]
+
+    under_test = dispatcher(tmp_path, candidates=only_the_reference)
+    under_test.compile_ahead = lambda problems: asked.append(list(problems))
+    Fused(given, under_test).warmup([1, 3])
+    assert len(asked) == 1, "all sizes at once"
+    assert set(asked[0]) == set(chosen)
+    assert {problem.x.shape[0] for problem in chosen} == {1, 3}
+
+
 def test_explain_tells_batch_sizes_apart(tmp_path):
     given, _ = program("vit")
     names = iter(["slow", "fast"])

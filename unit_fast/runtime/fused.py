@@ -21,6 +21,7 @@ from unit_fast.runtime.program import Program
 
 if TYPE_CHECKING:
     from unit_fast.kernels.dispatch import Choice, Dispatcher
+    from unit_fast.kernels.dispatch.problem import Problem
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_CAPABILITY = (8, 0)  # the oldest the kernels are compiled for in the tests
@@ -70,12 +71,20 @@ class Fused:
         Raises:
             ParityError: the fused graph does not give what the sanitised graph gives.
         """
+        self.compile_ahead(batch_sizes)
         ways = [self._plain, *([self._monitoring()] if monitor else [])]
         for size in sorted(set(batch_sizes), reverse=True):  # the largest first: its memory serves the others
             call = self._program.example.of_size(size)
             for way in ways:
                 way.warm(call.args, call.kwargs, size)
         self._dispatcher.release()
+
+    def compile_ahead(self, batch_sizes: Sequence[int]) -> None:
+        """Compile on all cores what ``warmup`` will try for these; it does so itself, for those it is given at once."""
+        calls = (self._program.example.of_size(size) for size in sorted(set(batch_sizes), reverse=True))
+        self._dispatcher.compile_ahead(
+            problem for call in calls for problem in self._plain.problems(call.args, call.kwargs)
+        )
 
     def explain(self) -> list[SiteNote]:
         """Every fused operator with a clamp: what is in it, what runs it at each batch size, and why."""
@@ -147,6 +156,11 @@ class _Way:
                 self._capture(self._graphs, tensors)
         self._verified.discard(size)
         self.run(args, kwargs)
+
+    def problems(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "list[Problem]":
+        """What the graph's operators pose in such a call."""
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _device_guard(self._device):
+            return self.graph.problems(self.graph.flat.tensors(args, kwargs))
 
     def _capture(self, graphs: GraphCache, tensors: Sequence[Tensor]) -> None:
         """Capture; go on without graphs where the network does what none can hold, such as a copy from the host."""

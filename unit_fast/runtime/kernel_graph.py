@@ -1,7 +1,7 @@
 """The fused graph as it is run: its operators called through the dispatcher, with or without counting saturation."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from unit_fast.runtime.program import clamp_nodes, rows_per_sample
 
 if TYPE_CHECKING:
     from unit_fast.kernels.dispatch import Choice, Dispatcher
+    from unit_fast.kernels.dispatch.problem import Problem
 
 _OPERATORS = {
     torch.ops.unit_fast.conv2d.default: "conv2d",
@@ -46,6 +47,18 @@ class KernelCall(nn.Module):
     def forward(self, *args: Any, counts: Tensor | None = None) -> Tensor:
         """Compute it."""
         return self._dispatcher.run(self._operator, args, counts)
+
+    def problem(self, args: Sequence[Any]) -> "Problem":
+        """What such a call poses."""
+        from unit_fast.kernels.dispatch.problem import Problem, complete
+
+        return Problem.of(self._operator, complete(self._operator, args))
+
+    def reference(self, args: Sequence[Any]) -> Tensor:
+        """Compute it by what needs no kernel."""
+        from unit_fast.kernels.dispatch.candidates import REFERENCES
+
+        return REFERENCES[self._operator](*args)
 
     def tune(self, args: Sequence[Any], batch: int) -> None:
         """Choose what runs such a call from now on, by measurement if none is known."""
@@ -84,16 +97,39 @@ class KernelGraph:
 
     def tune(self, tensors: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
         """Run once, choosing for every operator what shall run it at this batch size."""
+
+        def tuned(call: KernelCall, args: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
+            call.tune(args, batch)
+            output: Tensor = call(*args, **options)
+            return output
+
+        return self._walk(tensors, tuned)
+
+    def problems(self, tensors: Sequence[Tensor]) -> "list[Problem]":
+        """What its operators pose, in their order; computed by the references to get there."""
+        found: list[Problem] = []
+
+        def noted(call: KernelCall, args: Sequence[Any], _: Mapping[str, Any]) -> Tensor:
+            found.append(call.problem(args))
+            return call.reference(args)
+
+        self._walk(tensors, noted)
+        return found
+
+    def _walk(
+        self,
+        tensors: Sequence[Tensor],
+        visit: Callable[[KernelCall, Sequence[Any], Mapping[str, Any]], Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Run with ``visit`` in place of every operator of ours."""
         calls = {id(call): call for call in self.calls}
 
-        class Tuner(fx.Interpreter):
+        class Walk(fx.Interpreter):
             def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
                 call = calls.get(id(self.fetch_attr(target)))
-                if call is not None:
-                    call.tune(args, batch)
-                return super().call_module(target, args, kwargs)
+                return super().call_module(target, args, kwargs) if call is None else visit(call, args, kwargs)
 
-        outputs: tuple[Tensor, ...] = Tuner(self._graph).run(*(as_channels_last(tensor) for tensor in tensors))
+        outputs: tuple[Tensor, ...] = Walk(self._graph).run(*(as_channels_last(tensor) for tensor in tensors))
         return outputs
 
 

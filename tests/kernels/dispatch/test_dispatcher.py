@@ -6,13 +6,11 @@ import warnings
 import pytest
 import torch
 
-from tests.kernels.dispatch.ways import BOUND, CALL, H200, FakeClock, Way, X, dispatcher, some_ways
+from tests.kernels.dispatch.ways import BOUND, CALL, H200, TIMES, FakeClock, Way, X, dispatcher, some_ways
 from unit_fast.kernels.dispatch import dispatcher as module
 from unit_fast.kernels.dispatch import run_conv2d, run_epilogue, run_linear, tuning
 from unit_fast.kernels.dispatch.store import DispatchWarning, Record, write_table
 from unit_fast.kernels.reference import conv2d_ref, epilogue_ref, linear_ref
-
-TIMES = {"triton a": 7.0, "triton b": 5.0, "lib + epilogue": 6.0, "reference": 20.0}
 
 
 def test_tuning_takes_the_fastest_and_says_why(tmp_path):
