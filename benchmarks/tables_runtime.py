@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from benchmarks.results_file import read_results
@@ -51,12 +52,25 @@ def runtime_warmup() -> list[list[str]]:
     table = [["network", *heads]]
     for network in dict.fromkeys(network for network, _ in found):
         first, later = found[network, "first"], found[network, "next"]
-        seconds = [
-            f"{row['seconds']:.1f} ({row['seconds_range'][0]:.1f} to {row['seconds_range'][1]:.1f})"
-            for row in (first, later)
-        ]
+        seconds = [_seconds(row["seconds"], *row["seconds_range"]) for row in (first, later)]
         table.append([NETWORKS[network], *seconds, *(f"{row['peak_mib']:.0f}" for row in (first, later))])
     return table
+
+
+def compilation() -> list[list[str]]:
+    """What the kernels of a first warm-up take to compile, in one process and on all cores."""
+    rows = read_results("compilation")
+    one, *several = rows[0]["seconds"]
+    heads = [f"{one} process, s (least to most)", *(f"{count} processes, s" for count in several)]
+    table = [["network", "launches", "kernels", *heads]]
+    for row in rows:
+        taken = [_seconds(median(times), min(times), max(times)) for times in row["seconds"].values()]
+        table.append([row["network"], str(row["launches"]), str(row["kernels"]), *taken])
+    return table
+
+
+def _seconds(middle: float, least: float, most: float) -> str:
+    return f"{middle:.1f} ({least:.1f} to {most:.1f})"
 
 
 def monitor() -> list[list[str]]:
@@ -87,6 +101,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "runtime_cpu": runtime_cpu,
     "runtime_networks": runtime_networks,
     "runtime_warmup": runtime_warmup,
+    "compilation": compilation,
     "runtime_monitor": monitor,
     "detection": detection,
 }

@@ -17,17 +17,17 @@ NETWORKS = ("resnet50", "resnet18_32", "mobilenet_v2", "vit_b16", "vgg16", "conv
 """Of ``benchmarks.models``, the most telling first. "tiny" stands for a small one, for dry runs."""
 
 
-def network(name: str, device: torch.device) -> tuple[nn.Module, Tensor]:
-    """The model, and an example batch in channels_last, on ``device``; half precision on a GPU."""
+def network(name: str, device: torch.device, dtype: torch.dtype | None = None) -> tuple[nn.Module, Tensor]:
+    """The model, and an example batch in channels_last, on ``device``; on a GPU in half precision."""
     model, images = make_tiny("resnet") if name == "tiny" else make(name)
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     place: dict[str, Any] = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
     return model.to(**place), images.to(**place)
 
 
-def sanitised_network(name: str, device: torch.device) -> Program:
+def sanitised_network(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Program:
     """The network with a bound a neuron that a tenth of the activations exceed."""
-    model, images = network(name, device)
+    model, images = network(name, device, dtype)
     captured = capture(model, images)
     sites = find_sites(captured)
     with torch.no_grad():

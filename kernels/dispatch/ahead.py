@@ -66,6 +66,12 @@ def compile_ahead(launches: Sequence[Launch], environment: Environment, processe
     count = min(processes, len(launches) // LEAST_LAUNCHES)
     if count < 2 or not sys.executable or getattr(sys, "frozen", False):  # a program that is no Python would run anew
         return
+    for failure in compile_in_processes(launches, environment, count):
+        _logger.warning("compiling kernels ahead of their first use failed, which costs time only: %s", failure)
+
+
+def compile_in_processes(launches: Sequence[Launch], environment: Environment, count: int) -> list[str]:
+    """The same in ``count`` processes; returns what went wrong with them, a line each."""
     started = time.monotonic()
     try:
         with contextlib.ExitStack() as stack:
@@ -73,10 +79,9 @@ def compile_ahead(launches: Sequence[Launch], environment: Environment, processe
             failures = [said for process, output in running if (said := _failure(process, output, started))]
     except OSError as error:  # no memory for processes, no folder for files
         failures = [str(error)]
-    for failure in failures:
-        _logger.warning("compiling kernels ahead of their first use failed, which costs time only: %s", failure)
     seconds = time.monotonic() - started
     _logger.info("compiled for %d launches in %d processes: %.1f s", len(launches), count, seconds)
+    return failures
 
 
 def shares(launches: Sequence[Launch], count: int) -> list[list[Launch]]:

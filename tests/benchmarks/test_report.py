@@ -42,6 +42,9 @@ RESULTS: dict[str, Any] = {
             for kind, speed in (("unclamped torch.compile", 1.0), ("sanitised auto", 1.25))
         ]
     },
+    "compilation": [
+        {"network": "net", "launches": 30, "kernels": 12, "seconds": {"1": [9.0, 8.0, 12.0], "4": [3.0, 2.5, 2.0]}}
+    ],
     "scaling_batch": [_ms(t * n, provider=kind, batch=n) for kind, t in PAIR for n in (1, 2)],
     "scaling_resolution": [_ms(t, provider=kind, batch=4, side=16) for kind, t in PAIR],
     "scaling_width": [_ms(t, provider=kind, batch=4, width=8) for kind, t in PAIR],
@@ -99,6 +102,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("name", "row", "cells"),
     [
         ("runtime_networks", 2, ["ViT (GELU), 32²", "16", "2.00 (1.80 to 2.20)", "1.25×"]),
+        ("compilation", 1, ["net", "30", "12", "9.0 (8.0 to 12.0)", "2.5 (2.0 to 3.0)"]),
         ("scaling_batch", 1, ["1", "1.00 (0.90 to 1.10)", "1.50 (1.35 to 1.65)", "1.50×", "100 → 150"]),
         ("scaling_resolution", 1, ["16", "1.00 (0.90 to 1.10)", "1.50 (1.35 to 1.65)", "1.50×", "100 → 150"]),
         ("scaling_threads", 1, ["2, 16", "1.00 (0.90 to 1.10)", "1.50 (1.35 to 1.65)", "1.50×", "100 → 150"]),
