@@ -9,7 +9,7 @@ reads and writes, and that capturing runs nothing (``graphs.py``); streams and c
 
 Not real: time and speed; concurrency (all streams are one, and in order); reuse of memory, by graphs of one pool or by
 streams; TF32; compiled Triton kernels, and with them their limits; cuDNN's graph API; torch's choice of attention.
-Inductor compiles nothing: its graph runs as it is.
+Inductor compiles nothing: its graph runs as it is (``inductor.py`` lets it compile).
 
 It uses internals of torch and is made for the version in constraints.txt; with another it refuses.
 """
@@ -40,13 +40,15 @@ from tests.emulated_gpu import torch_cuda, triton_launches
 REALLY_TIMED = 6  # candidates; the clock's own work is the same for each
 
 
-def _run_inductor_s_graphs_as_they_are() -> None:
-    compile_fx = torch._inductor.compile_fx.compile_fx
+COMPILE_FX = torch._inductor.compile_fx.compile_fx
+"""Inductor's own."""
 
+
+def _run_inductor_s_graphs_as_they_are() -> None:
     def run_or_compile(graph, inputs, *args, **options):
         given = [value for value in inputs if isinstance(value, torch.Tensor)]
         if not any(value.is_cuda for value in given):
-            return compile_fx(graph, inputs, *args, **options)
+            return COMPILE_FX(graph, inputs, *args, **options)
         return lambda *values: graph(*values)
 
     torch._inductor.compile_fx.compile_fx = run_or_compile

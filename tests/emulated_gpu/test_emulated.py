@@ -37,6 +37,19 @@ def test_the_quickest_of_test_on_gpu_pass_on_an_emulated_one():
     assert re.search(rf"^{len(TESTS)} passed", told, re.MULTILINE), told  # a skipped test would have passed above
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, for which test_on_gpu.py itself is")
+def test_inductor_compiles_the_sanitised_graphs_for_a_gpu():
+    reason = device.refusal()
+    if reason is not None:
+        pytest.skip(reason)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.emulated_gpu.inductor"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(re.match(r"(\d+) kernels$", done.stdout)[1]) > 20, done.stdout
+
+
 def test_another_torch_is_refused(tmp_path, monkeypatch):
     (tmp_path / "constraints.txt").write_text("torch==1.0\n")
     monkeypatch.setattr(device, "CONSTRAINTS", tmp_path / "constraints.txt")
