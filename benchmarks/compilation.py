@@ -20,10 +20,9 @@ import torch
 from benchmarks.gpu.networks import sanitised_network
 from benchmarks.results_file import RESULTS, write_results
 from unit_fast.kernels.dispatch.ahead import Launch, compile_in_processes
-from unit_fast.kernels.dispatch.candidates import Candidate, candidates_for
+from unit_fast.kernels.dispatch.candidates import candidates_for
 from unit_fast.kernels.dispatch.dispatcher import Dispatcher
 from unit_fast.kernels.dispatch.environment import Environment
-from unit_fast.kernels.dispatch.problem import Problem
 from unit_fast.kernels.dispatch.store import Store
 from unit_fast.runtime.kernel_graph import KernelGraph
 
@@ -34,31 +33,18 @@ HOPPER = Environment("a GPU of sm_90", "", "", "", "", capability=90, programs=1
 
 
 def launches_of(name: str, batches: tuple[int, ...] = BATCHES) -> list[Launch]:
-    """What warming up the network would try, of our kernels."""
-    problems: dict[Problem, None] = {}
-
-    def noted(problem: Problem, environment: Environment) -> list[Candidate]:  # noqa: ARG001 - the dispatcher's
-        problems[problem] = None
-        return [Candidate("nothing", "reference", lambda *_, counts=None: _unwritten(problem))]  # noqa: ARG005
-
+    """What warming up the network would time, of our fused kernels."""
     cpu = torch.device("cpu")
     program = sanitised_network(name, cpu, torch.float16)
-    graph = KernelGraph(program.module, Dispatcher(HOPPER, cpu, Store(HOPPER), None, candidates=noted))
-    for batch in batches:
-        call = program.example.of_size(batch)
-        with torch.no_grad():
-            graph(graph.flat.tensors(call.args, call.kwargs))
+    graph = KernelGraph(program.module, Dispatcher(HOPPER, cpu, Store(HOPPER), None))
+    calls = [program.example.of_size(batch) for batch in batches]
+    problems = [problem for call in calls for problem in graph.problems(graph.flat.tensors(call.args, call.kwargs))]
     return [
         (problem, candidate.name)
-        for problem in problems
+        for problem in dict.fromkeys(problems)
         for candidate in candidates_for(problem, HOPPER)
         if candidate.provider == "triton"
     ]
-
-
-def _unwritten(problem: Problem) -> torch.Tensor:
-    memory_format = torch.channels_last if len(problem.out_shape) == 4 else torch.contiguous_format
-    return torch.empty(problem.out_shape, dtype=problem.dtype, memory_format=memory_format)
 
 
 def seconds(launches: list[Launch], processes: int) -> tuple[float, int]:

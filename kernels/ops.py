@@ -221,6 +221,14 @@ _register("linear", _linear, _linear_fake)
 _register("conv2d", _conv2d, _conv2d_fake)
 _register("max_pool2d", _max_pool2d, _max_pool2d_fake)
 
+UNWRITTEN: dict[str, Callable[..., Tensor]] = {
+    "epilogue": _epilogue_fake,
+    "linear": _linear_fake,
+    "conv2d": _conv2d_fake,
+    "max_pool2d": _max_pool2d_fake,
+}
+"""New memory for the output of a call, in its place, shape and layout; for the arguments of each operator."""
+
 
 def epilogue(
     x: Tensor,  # (N, *S), floating

@@ -115,25 +115,13 @@ def cache_of(folder: Path) -> Path:
 
 def problems(network: Network) -> list[list[Problem]]:
     """What the fused network asks for, by batch size."""
-    seen: list[Problem] = []
-
-    def noted(problem: Problem, environment: Any) -> Any:
-        seen.append(problem)
-        return candidates_for(problem, environment)[-1:]
-
     device = _device(network.dry_run)
     environment = environment_of(device)
     program = sanitised_network(network.name, device)
-    found = []
-    for batch in network.batches:
-        dispatcher = Dispatcher(environment, device, Store(environment), None, candidates=noted)
-        graph = KernelGraph(program.module, dispatcher)
-        call = program.example.of_size(batch)
-        with torch.no_grad():
-            graph(graph.flat.tensors(call.args, call.kwargs))
-        found.append(list(dict.fromkeys(seen)))
-        seen.clear()
-    return found
+    graph = KernelGraph(program.module, Dispatcher(environment, device, Store(environment), None))
+    calls = [program.example.of_size(batch) for batch in network.batches]
+    with torch.no_grad():
+        return [list(dict.fromkeys(graph.problems(graph.flat.tensors(call.args, call.kwargs)))) for call in calls]
 
 
 def verify(task: Task) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Compiling what a warm-up is about to try, on all cores, before it is tried.
+"""Compiling the kernels that a warm-up is about to time, on all cores, before it launches them.
 
 Triton compiles a kernel at its first launch, one after the other, and its compiler holds Python's lock, so threads are
 no help. Processes are: each compiles its share without a GPU (``kernels.compiling``) into Triton's cache on disk,
@@ -14,9 +14,12 @@ import contextlib
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +27,22 @@ from pathlib import Path
 import torch
 
 from unit_fast.kernels.dispatch.candidates import candidates_for
-from unit_fast.kernels.dispatch.environment import Environment
+from unit_fast.kernels.dispatch.environment import Environment, interpreting
 from unit_fast.kernels.dispatch.problem import Problem
 
 _logger = logging.getLogger(__name__)
 
 VARIABLE = "UNIT_FAST_COMPILE_PROCESSES"
 """Environment variable: how many processes compile at a warm-up; 1 leaves it to this one. Else a core each, up to 8."""
-MOST_PROCESSES = 8  # of 0.3 GB each
+MOST_PROCESSES = 8  # of 0.4 GB each
 LEAST_LAUNCHES = 6
 """A process: to start one takes as long as a few compilations."""
 PATIENCE = 300.0
 """Seconds after which processes that still compile are ended."""
+DONE = "all compiled"
+"""What a process says last; that it ended in peace is not enough, for it may be another program."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container on Linux: microseconds of processors in a period, and the period."""
 
 Launch = tuple[Problem, str]
 """A problem, and the name of a candidate that is to run it."""
@@ -64,7 +71,7 @@ def compile_ahead(launches: Sequence[Launch], environment: Environment, processe
         processes: at most.
     """
     count = min(processes, len(launches) // LEAST_LAUNCHES)
-    if count < 2 or not sys.executable or getattr(sys, "frozen", False):  # a program that is no Python would run anew
+    if count < 2 or interpreting() or not _is_python(sys.executable):
         return
     for failure in compile_in_processes(launches, environment, count):
         _logger.warning("compiling kernels ahead of their first use failed, which costs time only: %s", failure)
@@ -100,23 +107,40 @@ def _start(
 ) -> tuple[subprocess.Popen[bytes], Path]:
     """A process that compiles ``share``, and the file that it writes to; both end with ``stack``."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unit_fast_compile_")))
-    task, output = folder / "task", folder / "output"
-    task.write_bytes(pickle.dumps((environment, share)))
-    code = f"from pathlib import Path; from {__name__} import compile_from; compile_from(Path({str(task)!r}))"
-    command = [sys.executable, "-P", "-c", code]
-    paths = os.pathsep.join(filter(None, sys.path))
-    variables = {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    (folder / "task").write_bytes(pickle.dumps((environment, share)))
+    # Not by PYTHONPATH: what lies there would go before the standard library, and a sitecustomize would run.
+    code = f"import sys; sys.path[:] = {_paths()}; from {__name__} import compile_from; compile_from({str(folder)!r})"
+    variables = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    output = folder / "output"
     with output.open("wb") as said:
         process = subprocess.Popen(
-            command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            [sys.executable, "-I", "-c", code],
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,  # by whose end the process sees that of this one
+            stdout=said,
+            stderr=said,
         )
     stack.callback(_end, process)  # before its folder goes
     return process, output
 
 
+def _paths() -> list[str]:
+    """Where the process looks for modules: where this one does, but for the standard library, which comes first."""
+    library, platform = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
+    own = [library, platform, os.path.join(platform, "lib-dynload")]  # noqa: PTH118
+    return [*own, *(path or os.getcwd() for path in sys.path)]  # noqa: PTH109
+
+
+def _is_python(executable: str | None) -> bool:
+    """Whether it can be asked to run some Python; a program that holds an interpreter would only start anew."""
+    return bool(executable) and Path(executable or "").name.lower().startswith(("python", "pypy"))
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _failure(process: subprocess.Popen[bytes], output: Path, started: float) -> str | None:
@@ -125,24 +149,39 @@ def _failure(process: subprocess.Popen[bytes], output: Path, started: float) -> 
     except subprocess.TimeoutExpired:
         return f"it took longer than {PATIENCE:.0f} s and was ended"
     lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return None if code == 0 else (lines or [f"it ended with {code}"])[-1]
+    if lines[-1:] == [DONE]:
+        return None
+    return lines[-1] if lines and code > 0 else f"it ended with {code}"
 
 
-def compile_from(task: Path) -> None:
-    """Compile, in this process, which must not be one that uses a GPU, what the process that wrote ``task`` wants."""
+def compile_from(folder: str) -> None:
+    """Compile what the process that wrote ``folder``/task wants, in this one, which must not be one that uses a GPU."""
     from unit_fast.kernels.compiling import compiling_for
 
-    environment, share = pickle.loads(task.read_bytes())
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    environment, share = pickle.loads((Path(folder) / "task").read_bytes())
     torch.set_num_threads(1)
     with compiling_for(environment.capability, environment.programs), torch.no_grad():
         for problem, name in share:
             torch.backends.cuda.matmul.fp32_precision = "tf32" if problem.precision == "tf32" else "ieee"
             torch.backends.cudnn.conv.fp32_precision = "tf32" if problem.precision == "tf32" else "ieee"  # type: ignore[attr-defined]
-            (candidate,) = (one for one in candidates_for(problem, environment) if one.name == name)
-            operands = [None if spec is None else spec.empty() for spec in problem.tensors]
             with contextlib.suppress(Exception):  # it fails where it is launched, too, and is dropped there
+                (candidate,) = (one for one in candidates_for(problem, environment) if one.name == name)
+                operands = [None if spec is None else spec.empty() for spec in problem.tensors]
                 candidate.call(*operands, *problem.options)
+    print(DONE, flush=True)
+
+
+def _end_with_parent(folder: str) -> None:
+    os.read(0, 1)  # until the parent is no more, however it ended; not by sys.stdin, whose lock Python takes at its end
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process may use, of a container with a quota no more than that is."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+        quota, period = (int(number) for number in CPU_QUOTA.read_text(encoding="ascii").split())
+        cores = min(cores, max(1, quota // period))
+    return cores

@@ -151,7 +151,7 @@ class Dispatcher:
         return self._choice(operator, complete(operator, args))
 
     def compile_ahead(self, problems: Iterable[Problem]) -> None:
-        """Compile, side by side, what ``choose`` would try one after the other for these within ``tuning()``."""
+        """Compile, side by side, our kernels that ``choose`` would try one by one for these within ``tuning()``."""
         if self._clock is None or self._compile is None:
             return
         with self._lock:
@@ -209,10 +209,13 @@ class Dispatcher:
         if choice is not None and choice.source != "default":
             return []
         candidates, key = self._allowed(problem), self._key(problem)
-        if self._store.get(key) is not None:
+        names = [candidate.name for candidate in candidates]
+        measured, shipped = self._store.get(key), self._store.shipped(key)
+        if measured is not None and measured.candidate in names:
             return []
-        shipped = self._store.shipped(key)
-        return [one for one in candidates if shipped is None or one.name == shipped.candidate]
+        if shipped is not None and shipped.candidate in names:
+            return [one for one in candidates if one.name == shipped.candidate]
+        return candidates
 
     def _key(self, problem: Problem) -> str:
         return problem.key if self.policy == "auto" else f"{self.policy} only: {problem.key}"

@@ -70,7 +70,7 @@ def test_kernels_are_compiled_for_all_sizes_at_once_that_are_new(program, memory
     monkeypatch.setattr(Automatic, "clock", CLOCK)
     asked = []
     kernels, compiled = candidate("triton", 0.01), candidate("compile", 0.02)
-    kernels.compile_ahead = lambda _self, sizes: asked.append(list(sizes))
+    kernels.compile_ahead = lambda _self, sizes, _monitor: asked.append(list(sizes))
     auto = Automatic(program, {"triton": kernels, "compile": compiled}, memory())
     auto.warmup([1, 16])
     assert asked == [[1, 16]]
@@ -81,7 +81,7 @@ def test_kernels_are_compiled_for_all_sizes_at_once_that_are_new(program, memory
 def test_kernels_that_cannot_be_compiled_for_are_dropped(program, monkeypatch):
     monkeypatch.setattr(Automatic, "clock", CLOCK)
 
-    def fails(_self, _sizes):
+    def fails(_self, _sizes, _monitor):
         raise ParityError("nothing fits")
 
     kernels = candidate("triton", 0.01)

@@ -137,16 +137,30 @@ def test_what_is_compiled_ahead_is_what_warmup_chooses_for(name, tmp_path):
     given, _ = program(name)
     asked, chosen = [], []
 
-    def only_the_reference(problem, environment):
+    def as_the_library_lays_it_out(problem, environment):
         chosen.append(problem)
-        return candidates_for(problem, environment)[-1:]
+        return candidates_for(problem, environment)[-2:]
 
-    under_test = dispatcher(tmp_path, candidates=only_the_reference)
+    under_test = dispatcher(tmp_path, candidates=as_the_library_lays_it_out)
     under_test.compile_ahead = lambda problems: asked.append(list(problems))
-    Fused(given, under_test).warmup([1, 3])
+    Fused(given, under_test).warmup([1, 3], monitor=True)
     assert len(asked) == 1, "all sizes at once"
     assert set(asked[0]) == set(chosen)
     assert {problem.x.shape[0] for problem in chosen} == {1, 3}
+
+
+def test_what_goes_wrong_before_anything_is_tried_costs_time_only(tmp_path):
+    given, x = program("resnet")
+    under_test = dispatcher(tmp_path)
+
+    def fails(_problems):
+        raise torch.OutOfMemoryError("no memory")
+
+    under_test.compile_ahead = fails
+    runner = Fused(given, under_test)
+    runner.warmup([len(x)])
+    with torch.no_grad():
+        torch.testing.assert_close(runner(x), given.module(x), rtol=1e-4, atol=1e-5)
 
 
 def test_explain_tells_batch_sizes_apart(tmp_path):

@@ -126,7 +126,7 @@ class Automatic:
 
     def warmup(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
         """Verify, measure and choose for these batch sizes."""
-        self._compile_ahead(batch_sizes)
+        self._compile_ahead(batch_sizes, monitor)
         # Of CUDA graphs the largest first: its memory serves the others.
         for size in sorted(set(batch_sizes), reverse=True) if self._device.type == "cuda" else batch_sizes:
             call = self._program.example.of_size(size)
@@ -256,14 +256,14 @@ class Automatic:
                     runner = self._made[name] = make(self._program)
         return runner
 
-    def _compile_ahead(self, batch_sizes: Sequence[int]) -> None:
+    def _compile_ahead(self, batch_sizes: Sequence[int], monitor: bool) -> None:
         """Let our kernels be compiled for all sizes at once that no earlier process has chosen for."""
-        compile_ahead = getattr(self._candidates[self._first], "compile_ahead", None)
+        able = hasattr(self._candidates[self._first], "compile_ahead") and self._first not in self._dropped
         new = [size for size in batch_sizes if self._memory is None or self._memory.get(size) is None]
-        if compile_ahead is not None and new and self._first not in self._dropped:
+        if able and new:
             try:
-                self._runner(self._first).compile_ahead(new)  # type: ignore[attr-defined]
-            except (*_UNABLE, torch.OutOfMemoryError) as error:
+                self._runner(self._first).compile_ahead(new, monitor)  # type: ignore[attr-defined]
+            except _UNABLE as error:  # it cannot be made at all
                 self._drop(self._first, error)
 
     def _remembered(self, size: int, monitor: bool) -> Choice | None:

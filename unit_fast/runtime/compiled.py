@@ -38,6 +38,7 @@ from unit_fast.runtime.flat import FlatGraph, Key, key_of, require_devices
 from unit_fast.runtime.kernel_graph import as_channels_last
 from unit_fast.runtime.packing import pack_bounds
 from unit_fast.runtime.program import Program
+from unit_fast.runtime.variables import keeping
 
 Function = Callable[..., Any]
 
@@ -372,7 +373,7 @@ class CompiledGraph:
             node.meta["val"] = fake
         # torch adds patch to its config modules as they are imported.
         tagged = torch.compiler.config.patch(cache_key_tag=self._identity)  # type: ignore[attr-defined]
-        with self._constants.sharing(), tagged:
+        with self._constants.sharing(), tagged, keeping("TRITON_CACHE_DIR"):  # Inductor sets it, for our kernels too
             function = torch._inductor.compile(module, fakes, {"freezing": True, "cpp_wrapper": self._in_cpp})
         size = fakes[self._batched[0]].shape[0] if self._batched else batch
         symbol = size.node.expr if isinstance(size, torch.SymInt) else None

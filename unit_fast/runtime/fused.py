@@ -1,5 +1,6 @@
 """The "triton" backend: the fused graph, each operator by whatever was measured fastest, replayed as a CUDA graph."""
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from unit_fast.kernels.dispatch.problem import Problem
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_logger = logging.getLogger(__name__)
 LEAST_CAPABILITY = (8, 0)  # the oldest the kernels are compiled for in the tests
 
 
@@ -71,7 +73,7 @@ class Fused:
         Raises:
             ParityError: the fused graph does not give what the sanitised graph gives.
         """
-        self.compile_ahead(batch_sizes)
+        self.compile_ahead(batch_sizes, monitor)
         ways = [self._plain, *([self._monitoring()] if monitor else [])]
         for size in sorted(set(batch_sizes), reverse=True):  # the largest first: its memory serves the others
             call = self._program.example.of_size(size)
@@ -79,12 +81,15 @@ class Fused:
                 way.warm(call.args, call.kwargs, size)
         self._dispatcher.release()
 
-    def compile_ahead(self, batch_sizes: Sequence[int]) -> None:
-        """Compile on all cores what ``warmup`` will try for these; it does so itself, for those it is given at once."""
-        calls = (self._program.example.of_size(size) for size in sorted(set(batch_sizes), reverse=True))
-        self._dispatcher.compile_ahead(
-            problem for call in calls for problem in self._plain.problems(call.args, call.kwargs)
-        )
+    def compile_ahead(self, batch_sizes: Sequence[int], monitor: bool = False) -> None:
+        """Compile on all cores what ``warmup`` will time for these sizes; it does so itself for those it is given."""
+        calls = [self._program.example.of_size(size) for size in sorted(set(batch_sizes), reverse=True)]
+        ways = [self._plain, *([self._monitoring()] if monitor else [])]
+        problems = (problem for way in ways for call in calls for problem in way.problems(call.args, call.kwargs))
+        try:
+            self._dispatcher.compile_ahead(problems)
+        except Exception as error:  # noqa: BLE001 - warming up meets it again, if it is more than memory that is short
+            _logger.info("nothing was compiled ahead: %s: %s", type(error).__name__, error)
 
     def explain(self) -> list[SiteNote]:
         """Every fused operator with a clamp: what is in it, what runs it at each batch size, and why."""

@@ -54,11 +54,11 @@ class KernelCall(nn.Module):
 
         return Problem.of(self._operator, complete(self._operator, args))
 
-    def reference(self, args: Sequence[Any]) -> Tensor:
-        """Compute it by what needs no kernel."""
-        from unit_fast.kernels.dispatch.candidates import REFERENCES
+    def zeros(self, args: Sequence[Any]) -> Tensor:
+        """Zeros in place of what such a call computes."""
+        from unit_fast.kernels.ops import UNWRITTEN
 
-        return REFERENCES[self._operator](*args)
+        return UNWRITTEN[self._operator](*args).zero_()
 
     def tune(self, args: Sequence[Any], batch: int) -> None:
         """Choose what runs such a call from now on, by measurement if none is known."""
@@ -106,12 +106,12 @@ class KernelGraph:
         return self._walk(tensors, tuned)
 
     def problems(self, tensors: Sequence[Tensor]) -> "list[Problem]":
-        """What its operators pose, in their order; computed by the references to get there."""
+        """What its operators pose, in their order; zeros stand for what they compute."""
         found: list[Problem] = []
 
         def noted(call: KernelCall, args: Sequence[Any], _: Mapping[str, Any]) -> Tensor:
             found.append(call.problem(args))
-            return call.reference(args)
+            return call.zeros(args)
 
         self._walk(tensors, noted)
         return found

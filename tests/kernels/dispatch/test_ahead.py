@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from unit_fast.kernels.dispatch.dispatcher import Dispatcher
 from unit_fast.kernels.dispatch.problem import Problem, Spec, complete
 from unit_fast.kernels.dispatch.store import Record, Store, write_table
 
+ROOT = Path(__file__).parents[3]
 PROBLEM = Problem.of("epilogue", complete("epilogue", CALL))
 OTHER = Problem.of("epilogue", complete("epilogue", (torch.randn(5, 4),)))
 TWO_PROCESSES = """
@@ -127,6 +129,16 @@ def test_of_a_shipped_choice_only_that_is(under_test, asked, tmp_path):
     assert names(asked) == [(PROBLEM, "triton b"), (OTHER, "triton a"), (OTHER, "triton b")]
 
 
+@pytest.mark.parametrize("shipped", [False, True])
+def test_a_choice_that_is_there_no_more_is_measured_anew(under_test, asked, tmp_path, shipped):
+    gone = Record("cudnn graph 1.0")
+    write_table(tmp_path / "tables" / f"{H200.name}.json", H200, {PROBLEM.key: gone} if shipped else {})
+    if not shipped:
+        Store(H200, tmp_path).put(PROBLEM.key, gone)
+    under_test(tables=tmp_path / "tables").compile_ahead([PROBLEM])
+    assert names(asked) == [(PROBLEM, "triton a"), (PROBLEM, "triton b")]
+
+
 def test_who_measures_nothing_compiles_nothing_and_need_not_find_the_problems(under_test, asked):
     def unwanted():
         raise AssertionError("looked for problems")
@@ -166,6 +178,7 @@ def test_the_launches_find_what_other_processes_compiled(tmp_path):
 
 
 def test_a_process_that_fails_is_told_of_and_costs_nothing_else(monkeypatch, caplog):
+    monkeypatch.setattr(ahead, "interpreting", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # in processes begun here
     launches = [(replace(PROBLEM, out_shape=(size,)), "triton a") for size in range(12)]
     with caplog.at_level(logging.WARNING):
@@ -173,29 +186,86 @@ def test_a_process_that_fails_is_told_of_and_costs_nothing_else(monkeypatch, cap
     assert "failed, which costs time only: RuntimeError: nothing is compiled under TRITON_INTERPRET=1" in caplog.text
 
 
-def test_a_process_that_cannot_be_started_is_told_of(monkeypatch, caplog):
-    launches = [(replace(PROBLEM, out_shape=(size,)), "triton a") for size in range(12)]
+LAUNCHES = [(replace(PROBLEM, out_shape=(size,)), "triton a") for size in range(12)]
+
+
+def test_a_process_that_cannot_be_started_is_told_of(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with caplog.at_level(logging.WARNING):
-        ahead.compile_ahead(launches, H200, processes=2)
-    assert "No such file or directory: '/nowhere/python'" in caplog.text
+    (failure,) = ahead.compile_in_processes(LAUNCHES, H200, 2)
+    assert "No such file or directory: '/nowhere/python'" in failure
 
 
-def test_a_program_that_is_no_python_is_not_run_anew(monkeypatch):
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(subprocess, "Popen", None)  # would be called
-    ahead.compile_ahead([(PROBLEM, "triton a")] * 100, H200, processes=8)
-
-
-def test_a_process_that_takes_too_long_is_ended(monkeypatch, caplog):
-    launches = [(replace(PROBLEM, out_shape=(size,)), "triton a") for size in range(12)]
+def test_a_process_that_takes_too_long_is_ended(monkeypatch):
     monkeypatch.setattr(ahead, "PATIENCE", 0.1)
-    with caplog.at_level(logging.WARNING):
-        ahead.compile_ahead(launches, H200, processes=2)
-    assert "took longer than" in caplog.text
+    failures = ahead.compile_in_processes(LAUNCHES[:1], H200, 1)
+    assert failures == ["it took longer than 0 s and was ended"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "told"), [("exit 0", "it ended with 0"), ("echo a warning >&2; kill -9 $$", "it ended with -9")]
+)
+def test_a_process_must_say_that_it_is_done(tmp_path, monkeypatch, shell, told):
+    other = tmp_path / "python-not"
+    other.write_text(f"#!/bin/sh\n{shell}\n")
+    other.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(other))
+    assert ahead.compile_in_processes(LAUNCHES[:1], H200, 1) == [told]
+
+
+@pytest.mark.parametrize("executable", ["", None, "/usr/bin/qgis", "/opt/uwsgi"])
+def test_a_program_that_is_no_python_is_not_started(monkeypatch, executable):
+    monkeypatch.setattr(ahead, "interpreting", lambda: False)
+    monkeypatch.setattr(subprocess, "Popen", None)  # would be called
+    monkeypatch.setattr(sys, "executable", executable)
+    ahead.compile_ahead(LAUNCHES, H200, processes=2)
+
+
+def test_a_process_ends_with_its_parent_and_leaves_nothing(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    code = f"from unit_fast.kernels.dispatch.ahead import _end_with_parent; _end_with_parent({str(folder)!r})"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=ROOT) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.stdin.close()
+        assert process.wait(60) == 1
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("shadowed", ["sitecustomize.py", "logging.py", "encodings/__init__.py"])
+def test_modules_beside_the_script_do_not_go_before_the_library(tmp_path, monkeypatch, shadowed):
+    marker = tmp_path / "marker"
+    module = tmp_path / "beside" / shadowed
+    module.parent.mkdir(parents=True)
+    module.write_text(f"open({str(marker)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "beside"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert ahead.compile_in_processes([], H200, 1) == []
+    assert ahead.compile_in_processes(LAUNCHES[:1], H200, 1) == []
+    assert not marker.exists()
+
+
+def test_a_launch_that_cannot_be_posed_costs_only_itself(monkeypatch, tmp_path):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert ahead.compile_in_processes([(PROBLEM, "no such candidate"), (PROBLEM, "triton")], H200, 1) == []
+    assert len(list(tmp_path.glob("*/*.cubin"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 64), (None, 64)]
+)
+def test_a_container_s_quota_counts(monkeypatch, tmp_path, quota, cores):
+    file = tmp_path / "cpu.max"
+    if quota:
+        file.write_text(quota + "\n")
+    monkeypatch.setattr(ahead, "CPU_QUOTA", file)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert ahead._cores() == cores
 
 
 def test_few_launches_are_left_to_their_first_use(monkeypatch):
+    monkeypatch.setattr(ahead, "interpreting", lambda: False)
     monkeypatch.setattr(subprocess, "Popen", None)  # would be called
     ahead.compile_ahead([(PROBLEM, "triton a")] * (2 * ahead.LEAST_LAUNCHES - 1), H200, processes=8)
     ahead.compile_ahead([(PROBLEM, "triton a")] * 100, H200, processes=1)
