@@ -89,7 +89,7 @@ class Fused:
         try:
             self._dispatcher.compile_ahead(problems)
         except Exception as error:  # noqa: BLE001 - warming up meets it again, if it is more than memory that is short
-            _logger.info("nothing was compiled ahead: %s: %s", type(error).__name__, error)
+            _logger.warning("kernels are compiled one by one: %s: %s", type(error).__name__, error)
 
     def explain(self) -> list[SiteNote]:
         """Every fused operator with a clamp: what is in it, what runs it at each batch size, and why."""
