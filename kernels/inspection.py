@@ -148,18 +148,10 @@ def _conv2d_case(name: str, config: MatmulConfig, dtype: str, channels: int, ker
 def _depthwise_case(config: DepthwiseConfig, dtype: str) -> Case:
     channels = 64 + _vector(dtype)
     x, weight, *others = _convolution(dtype, channels, channels, 3, 1)
-    operands: tuple[Any, ...] = (
-        x,
-        pack_weight(weight[:, :1], channels),
-        *others,
-        (1, 1),
-        (1, 1),
-        (1, 1),
-        channels,
-        "relu",
-    )
+    geometry = ((1, 1), (1, 1), (1, 1), channels)
+    arguments: tuple[Any, ...] = (x, pack_weight(weight[:, :1], channels), *others, *geometry, "relu")
     name = str(config).removeprefix("depthwise ")
-    return Case("depthwise", name, "residual+neuron", dtype, partial(conv2d, *operands, config=config))
+    return Case("depthwise", name, "residual+neuron", dtype, partial(conv2d, *arguments, config=config))
 
 
 def _convolution(dtype: str, channels: int, n: int, kernel: int, stride: int) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ NO_MEASUREMENT = {
     r"Opsets 18 to 24; 20": "what is offered",
     r"above 2 GB": "the limit of protobuf",
     r"computes with 0\.5": "the default of HardSigmoid",
-    r"torch 2\.11, Triton 3\.6": "what it was measured with",
+    r"torch 2\.11, Triton 3\.6|by Triton 3\.9": "what it was measured with",
     r"ONNX Runtime 1\.32|onnxruntime#\d+|2019|1906\.04721|section 4\.2": "versions and sources",
     r"bound / 255|more than 256 times|more than 5 %": "held by tests/export/quantization",
     r"0\.7 of the largest activation on 128 images \(32 at": "benchmarks.export_files",

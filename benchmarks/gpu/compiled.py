@@ -34,7 +34,7 @@ def compile_launches(task: Task) -> dict[str, int]:
 
     Raises:
         Exception: whatever the compiler says.
-        RuntimeError: a kernel needs more shared memory than a program can have.
+        RuntimeError: a kernel needs more shared memory than a program can have, or nothing was launched.
     """
     from benchmarks.gpu.values import launched, multiply_as, operands_of
     from unit_fast.kernels.compiling import compiling_for
@@ -44,6 +44,8 @@ def compile_launches(task: Task) -> dict[str, int]:
     torch.set_num_threads(1)
     with compiling_for(task.target) as compilations:
         launched(task.case, operands_of(task.case, "cpu"))
+    if not compilations:
+        raise RuntimeError("no kernel is launched")
     spills: dict[str, int] = {}
     for compilation in compilations:
         figures = figures_of(compilation)

@@ -22,12 +22,18 @@ TESTS = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, for which test_on_gpu.py itself is")
-def test_the_quickest_of_test_on_gpu_pass_on_an_emulated_one():
+@pytest.fixture
+def _emulated():
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there, for which test_on_gpu.py itself is")
     reason = device.refusal()
     if reason is not None:
         pytest.skip(reason)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_emulated")
+def test_the_quickest_of_test_on_gpu_pass_on_an_emulated_one():
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:xdist", "-p", "no:cacheprovider"]
     command += ["-p", "tests.emulated_gpu.plugin", *(f"tests/runtime/test_on_gpu.py::{name}" for name in TESTS)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
@@ -38,11 +44,8 @@ def test_the_quickest_of_test_on_gpu_pass_on_an_emulated_one():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, for which test_on_gpu.py itself is")
+@pytest.mark.usefixtures("_emulated")
 def test_inductor_compiles_the_sanitised_graphs_for_a_gpu():
-    reason = device.refusal()
-    if reason is not None:
-        pytest.skip(reason)
     done = subprocess.run(
         [sys.executable, "-m", "tests.emulated_gpu.inductor"], cwd=ROOT, capture_output=True, text=True, check=False
     )
