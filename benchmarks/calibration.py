@@ -8,6 +8,9 @@ Parts, each written to ``results/calibration_PART.json``, row by row where it ta
 effect      accuracy and attack success before and after, default recipe, up to three seeds, all test images
 tolerance   the same with other tolerances than the default, one seed
 published   the published search: what it reaches in mini-batches of 256
+attacks     default recipe, two tolerances, 4,000 test images, networks that are backdoored here
+            (:mod:`benchmarks.backdoored`; to train one takes minutes)
+attacks_published  the published search on them
 time        default recipe against the published one as its authors run it: the whole fit set in one batch, weight
             gradients on, a validation pass each step; 20 of its 300 steps are timed and scaled, both in turn
 """
@@ -17,17 +20,19 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unit_fast as uf
+from benchmarks import backdoored
 from benchmarks.results_file import write_results
 from tests import cifar, gtsrb
 from tests.shared_data import ROOT
 from unit_fast.calibration.split import split_by_class
+from unit_fast.evaluation.triggers import ImageTrigger
 
 _logger = logging.getLogger("benchmarks.calibration")
 
@@ -65,6 +70,19 @@ def published() -> Iterator[dict[str, Any]]:
             yield _row(name, granularity, uf.Unit(recipe="paper", batch_size=256), 0)
 
 
+def attacks() -> Iterator[dict[str, Any]]:
+    """Networks that are backdoored here, by trigger and tolerance."""
+    for name in backdoored.TRIGGERS:
+        for value in (0.03, 0.1):
+            yield _attacked_row(name, uf.Unit(tolerance=value)) | {"tolerance": value}
+
+
+def attacks_published() -> Iterator[dict[str, Any]]:
+    """The published search on the same."""
+    for name in backdoored.TRIGGERS:
+        yield _attacked_row(name, uf.Unit(recipe="paper", batch_size=256)) | {"tolerance": 0.03}
+
+
 def time_against_published() -> Iterator[dict[str, Any]]:
     """Seconds of both, in turn, and their ratio; a row a round."""
     name = MODELS[0]
@@ -82,31 +100,60 @@ def time_against_published() -> Iterator[dict[str, Any]]:
 
 
 def _row(name: str, granularity: str, method: uf.Unit, seed: int) -> dict[str, Any]:
-    model = gtsrb.load_model(name)
-    trigger, target = gtsrb.trigger_of(name)
-    before = _before(name)
-    bounds, seconds = _timed(
-        lambda: uf.calibrate(model, gtsrb.batches("calibration"), method, granularity, seed=seed)  # type: ignore[arg-type]
-    )
-    sanitised = uf.sanitize(model, bounds, torch.rand(2, 3, 32, 32), backend="eager")
-    after = uf.evaluate(sanitised, gtsrb.batches("test"), trigger=trigger, target=target, baseline=before)
+    return _measured(*_signs(name), method, granularity, seed) | {"model": name}
+
+
+def _attacked_row(name: str, method: uf.Unit) -> dict[str, Any]:
+    return _measured(*_attacked_here(name), method, "neuron", 0) | {"trigger": name}
+
+
+@functools.cache
+def _signs(name: str) -> tuple["_Case", uf.Report]:
+    clean, test = gtsrb.load_images("calibration"), gtsrb.load_images("test")
+    return _undefended(_Case(gtsrb.load_model(name), clean, test, *gtsrb.trigger_of(name)))
+
+
+@functools.cache
+def _attacked_here(name: str) -> tuple["_Case", uf.Report]:
+    clean, test = backdoored.defenders_images(), cifar.load_pixels("test", 400)
+    trigger = backdoored.TRIGGERS[name]()
+    return _undefended(_Case(backdoored.load(name), clean, test, trigger, backdoored.TARGET))
+
+
+class _Case(NamedTuple):
+    model: nn.Module
+    clean: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    trigger: ImageTrigger
+    target: int
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test images in mini-batches."""
+        x, y = self.test
+        return zip(x.split(250), y.split(250), strict=True)
+
+
+def _undefended(case: _Case) -> tuple[_Case, uf.Report]:
+    return case, uf.evaluate(case.model, case.batches(), trigger=case.trigger, target=case.target)
+
+
+def _measured(case: _Case, before: uf.Report, method: uf.Unit, granularity: str, seed: int) -> dict[str, Any]:
+    """Calibrate, and count what is left on the test images."""
+    bounds, seconds = _timed(lambda: uf.calibrate(case.model, [case.clean], method, granularity, seed=seed))  # type: ignore[arg-type]
+    sanitised = uf.sanitize(case.model, bounds, case.clean[0][:2], backend="eager")
+    after = uf.evaluate(sanitised, case.batches(), trigger=case.trigger, target=case.target, baseline=before)
+    excess = next(found for found in after.detection if found.measure == "excess")
     row: dict[str, Any] = {
-        "model": name,
         "granularity": granularity,
         "seed": seed,
         "accuracy": [before.benign_accuracy, after.benign_accuracy],
         "attack_success": [before.attack_success_rate, after.attack_success_rate],
         "robust_accuracy": [before.robust_accuracy, after.robust_accuracy],
         "defence_effectiveness": after.defence_effectiveness,
+        "auroc": excess.auroc,
         "seconds": seconds,
     }
     return row
-
-
-@functools.cache
-def _before(name: str) -> uf.Report:
-    trigger, target = gtsrb.trigger_of(name)
-    return uf.evaluate(gtsrb.load_model(name), gtsrb.batches("test"), trigger=trigger, target=target)
 
 
 def _clean_row(seed: int) -> dict[str, Any]:
@@ -169,6 +216,8 @@ PARTS = {
     "effect": effect,
     "tolerance": tolerance,
     "published": published,
+    "attacks": attacks,
+    "attacks_published": attacks_published,
     "time": time_against_published,
 }
 

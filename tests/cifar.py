@@ -13,6 +13,8 @@ from tests.shared_data import ROOT
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
 
 class Block(nn.Module):
     """Two convolutions and a shortcut without parameters, which drops every other pixel and pads channels."""
@@ -62,9 +64,15 @@ def load_model() -> ResNet20:
     return model.eval()
 
 
-@functools.cache
 def load_images(split: str, per_class: int) -> tuple[Tensor, Tensor]:
-    """The first images of each class of ``train`` or ``test``, normalised: (N, 3, 32, 32) and labels (N,)."""
+    """:func:`load_pixels`, normalised as the network takes them."""
+    x, y = load_pixels(split, per_class)
+    return (x - MEAN.reshape(-1, 1, 1)) / DEVIATION.reshape(-1, 1, 1), y
+
+
+@functools.cache
+def load_pixels(split: str, per_class: int) -> tuple[Tensor, Tensor]:
+    """The first images of each class of ``train`` or ``test``: (N, 3, 32, 32) in [0, 1] and labels (N,), by class."""
     from PIL import Image
 
     found: dict[str, list[tuple[str, np.ndarray]]] = {name: [] for name in CLASSES}
@@ -78,6 +86,4 @@ def load_images(split: str, per_class: int) -> tuple[Tensor, Tensor]:
                     found[parts[1]].append((parts[2], np.asarray(image.convert("RGB"))))
     pixels = np.stack([image for name in CLASSES for _, image in sorted(found[name], key=lambda item: item[0])])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    y = torch.arange(10).repeat_interleave(per_class)
-    return (x - mean.reshape(-1, 1, 1)) / deviation.reshape(-1, 1, 1), y
+    return x, torch.arange(10).repeat_interleave(per_class)
