@@ -6,8 +6,8 @@ import torch
 import unit_fast as uf
 from tests import cifar, gtsrb
 from tests.shared_data import needs_shared_data
-from tests.vnni import skip_without_vnni
 from unit_fast.export import OnnxRuntimeModel
+from unit_fast.processor import weight_bits
 
 # Two minutes each on a core of its own; much longer where cores are shared.
 pytestmark = [needs_shared_data, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -72,9 +72,10 @@ def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runti
         assert excess.auroc >= 0.95
 
     if (name, granularity) in IN_INT8:
-        skip_without_vnni()
         options = {"example_input": x[:8], "calibration_data": gtsrb.batches("calibration")}
-        integers = uf.export_onnx(model, bounds, tmp_path / "int8.onnx", precision="int8", **options)
+        integers = uf.export_onnx(
+            model, bounds, tmp_path / "int8.onnx", precision="int8", weight_bits=weight_bits(), **options
+        )
         quantised = uf.evaluate(OnnxRuntimeModel(integers.path), gtsrb.batches("test"), trigger=trigger, target=target)
         assert 100 * abs(quantised.benign_accuracy - after.benign_accuracy) <= 0.5
         assert 100 * abs(quantised.attack_success_rate - after.attack_success_rate) <= 1.0

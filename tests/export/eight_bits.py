@@ -22,6 +22,7 @@ class EightBits(fx.Interpreter):
     Args:
         module: in float64, with one output in a tuple.
         samples: whose smallest and largest values are the ends of the steps.
+        weight_bits: of the weights, the sign among them.
 
     Attributes:
         exact: the output on the samples, in float64.
@@ -29,8 +30,9 @@ class EightBits(fx.Interpreter):
         sites: by site, its exact activation after the clamp.
     """
 
-    def __init__(self, module: fx.GraphModule, samples: Tensor) -> None:
+    def __init__(self, module: fx.GraphModule, samples: Tensor, weight_bits: int = 8) -> None:
         super().__init__(module)
+        self._largest_weight = 2 ** (weight_bits - 1) - 1
         self.sites: dict[str, Tensor] = {}
         self._ends: dict[str, tuple[float, float]] = {}
         self._rounding = False
@@ -42,7 +44,7 @@ class EightBits(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if self._rounding and n.target in _LAYERS:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            result = n.target(args[0], _rounded_weight(args[1]), *args[2:], **kwargs)  # type: ignore[operator]
+            result = n.target(args[0], _rounded_weight(args[1], self._largest_weight), *args[2:], **kwargs)  # type: ignore[operator]
         else:
             result = super().run_node(n)
         if n.target is clamp_bound and not self._rounding:
@@ -59,6 +61,6 @@ class EightBits(fx.Interpreter):
         return ((result / step).round() * step).clamp(lower, upper)
 
 
-def _rounded_weight(weight: Tensor) -> Tensor:
-    step = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / 127
+def _rounded_weight(weight: Tensor, largest: int) -> Tensor:
+    step = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / largest
     return torch.where(step > 0, (weight / step).round() * step, weight)

@@ -8,10 +8,14 @@ import torch
 
 import unit_fast as uf
 from tests.runtime.networks import images
+from unit_fast.export import pipeline
+from unit_fast.export.quantization import verification
+from unit_fast.runtime import exported
 from unit_fast.runtime.sessions import OnnxSession, OpenVinoSession
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx")
 
 
 def sanitised_in_int8(model, bounds, backend):
@@ -32,6 +36,26 @@ def test_it_predicts_as_the_reference_and_is_no_copy_of_it(quantised, eager):
     assert actual.dtype == torch.float32
     assert (actual.argmax(1) == expected.argmax(1)).float().mean() > 0.9
     assert 1e-3 < (actual - expected).abs().max() / expected.abs().max() < 0.2
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(7, 64), (8, 128)])
+def test_weights_are_as_wide_as_the_processor_here_takes(model, bounds, monkeypatch, bits, largest):
+    written = []
+    export = pipeline.export_graph
+
+    def kept(*arguments):
+        report = export(*arguments)
+        tensors = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(report.path).graph.initializer]
+        written.append(
+            max(abs(tensor.astype(int)).max() for tensor in tensors if tensor.dtype == "int8" and tensor.ndim > 1)
+        )
+        return report
+
+    monkeypatch.setattr(pipeline, "export_graph", kept)
+    monkeypatch.setattr(exported, "weight_bits", lambda: bits)
+    monkeypatch.setattr(verification, "_check_kernels", lambda *_: None)  # 8 bits may overflow where this runs
+    uf.sanitize(model, bounds, images(4), "onnxruntime", "int8", calibration_data=images(64).split(32))
+    assert largest / 2 < written[-1] <= largest
 
 
 def test_it_is_monitored_in_float32(quantised, eager, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unit_fast.capture import ONE_AT_A_TIME
 from unit_fast.errors import BackendUnavailableError, DataError, ParityError, UnitFastError
+from unit_fast.processor import weight_bits
 from unit_fast.runtime.agreement import difference, judgeable
 from unit_fast.runtime.flat import FlatGraph, Key, key_of, require_devices
 from unit_fast.runtime.program import Program
@@ -67,7 +68,8 @@ def exported(program: Program, target: str, calibration_data: Iterable[Any] | No
     from unit_fast.export.pipeline import export_graph
 
     _logger.info("exporting the sanitised graph for %s", target)
-    options = Options("auto", "fp32" if calibration_data is None else "int8", 20, verify=False, target=target)
+    precision: Literal["fp32", "int8"] = "fp32" if calibration_data is None else "int8"
+    options = Options("auto", precision, 20, verify=False, weight_bits=weight_bits(), target=target)  # it runs here
     example = program.example.kwargs or program.example.args
     try:
         with tempfile.TemporaryDirectory(prefix="unit_fast-") as folder:

@@ -20,6 +20,7 @@ from unit_fast.export import ExportError, ExportReport, OnnxRuntimeModel, export
 from unit_fast.export.errors import FusionWarning
 from unit_fast.export.quantization import insert
 from unit_fast.export.quantization.verification import warn_of_float_layers
+from unit_fast.processor import weight_bits
 from unit_fast.runtime import sanitize
 
 
@@ -47,17 +48,17 @@ def export_int8(name: str, granularity: Granularity, folder: Path, **options: An
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Granularity], ExportReport]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> "Exported":
     """Exports by network and granularity, each made once."""
 
     @cache
-    def export(name: str, granularity: Granularity) -> ExportReport:
-        return export_int8(name, granularity, tmp_path_factory.mktemp("int8"))
+    def export(name: str, granularity: Granularity, weight_bits: int = 8) -> ExportReport:
+        return export_int8(name, granularity, tmp_path_factory.mktemp("int8"), weight_bits=weight_bits)
 
     return export
 
 
-Exported = Callable[[str, Granularity], ExportReport]
+Exported = Callable[..., ExportReport]
 
 
 def optimised(path: Path) -> Counter[str]:
@@ -79,7 +80,7 @@ def optimised(path: Path) -> Counter[str]:
     ],
 )  # fmt: skip
 def test_int8_stays_close_to_the_sanitised_model(name: str, granularity: Granularity, exported: Exported) -> None:
-    report = exported(name, granularity)
+    report = exported(name, granularity, weight_bits())
 
     model, bounds, images = prepared(name, granularity)
     reference = sanitize(model, bounds, images[:2], backend="eager")
@@ -348,7 +349,7 @@ def test_a_join_reaches_as_far_as_its_widest_branch(tmp_path: Path) -> None:
     model, images = Unequal().eval(), torch.randn(64, 3, 8, 8)
     report = export_onnx(
         model, bounds_for(model, images, "tensor", 1.0), tmp_path / "m.onnx", example_input=images[:4],
-        precision="int8", calibration_data=images.split(32), verify=False,
+        precision="int8", calibration_data=images.split(32), verify=False, weight_bits=weight_bits(),
     )  # fmt: skip
     with torch.no_grad():
         expected = model(images)

@@ -29,6 +29,7 @@ from unit_fast.export.flat import in_dtype
 from unit_fast.export.options import Options
 from unit_fast.export.pipeline import export_graph
 from unit_fast.fusion.rewrite import copy_graph
+from unit_fast.processor import weight_bits
 from unit_fast.sites import insert_bounds
 
 # The export may round where the simulation does not (before an activation that is no clamp), fold for a decibel less,
@@ -63,9 +64,9 @@ def test_random_graphs_in_int8_are_as_good_as_eight_bits(
     learned = case.bounds(bounds)
     images = torch.cat([case.images, torch.randn(56, 4, 6, 6)])
     reference = insert_bounds(case.captured, dict(learned.items()))
-    truth = EightBits(in_dtype(case.flat(learned), torch.float64).module, images.double())
+    truth = EightBits(in_dtype(case.flat(learned), torch.float64).module, images.double(), weight_bits())
     noise = (truth.rounded - truth.exact).pow(2).mean()
-    options = Options(form, "int8", 20, verify=False)
+    options = Options(form, "int8", 20, verify=False, weight_bits=weight_bits())
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
 
     try:
