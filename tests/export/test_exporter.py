@@ -20,6 +20,7 @@ from unit_fast.export import (
     SaturationWarning,
     export_onnx,
 )
+from unit_fast.processor import weight_bits
 from unit_fast.runtime import sanitize
 
 
@@ -277,10 +278,10 @@ def test_sites_that_activate_the_same_values_keep_bounds_of_their_own(
     bounds = bounds_for(model, images, granularity, 0.7)
     halved = {name: bound * (0.5 if name == "other" else 1.0) for name, bound in bounds.items()}
     bounds = replace(bounds, tensors=halved)
-    data = {"calibration_data": [images]} if precision == "int8" else {}
+    in_int8 = {"calibration_data": [images], "weight_bits": weight_bits()} if precision == "int8" else {}
 
     report = export_onnx(
-        model, bounds, tmp_path / "twice.onnx", example_input=images, form=form, precision=precision, **data
+        model, bounds, tmp_path / "twice.onnx", example_input=images, form=form, precision=precision, **in_int8
     )
 
     expected = sanitize(model, bounds, images, backend="eager")(images)
