@@ -11,6 +11,8 @@ published   the published search: what it reaches in mini-batches of 256
 attacks     default recipe, two tolerances, 4,000 test images, networks that are backdoored here
             (:mod:`benchmarks.backdoored`; to train one takes minutes)
 attacks_published  the published search on them
+attacks_spent      the tolerance held by the accuracy, on them
+spent       the tolerance held by the accuracy, on the networks of the effect, one seed
 time        default recipe against the published one as its authors run it: the whole fit set in one batch, weight
             gradients on, a validation pass each step; 20 of its 300 steps are timed and scaled, both in turn
 """
@@ -39,6 +41,7 @@ _logger = logging.getLogger("benchmarks.calibration")
 MODELS = ("gtsrb_vgg_badnets_target8", "gtsrb_vgg_trojan_wm_target2")
 SEEDS = (0, 1, 2)
 TOLERANCES = (0.01, 0.1)  # 0.03 is in the effect
+SPENT = (0.03, 0.1)  # tolerances
 PUBLISHED_STEPS = 300
 TIMED_STEPS = 20
 ROUNDS = 3
@@ -50,7 +53,7 @@ def effect() -> Iterator[dict[str, Any]]:
         for name in MODELS:
             for granularity in ("neuron", "channel"):
                 yield _row(name, granularity, uf.Unit(), seed)
-        yield _clean_row(seed)
+        yield _clean_row(uf.Unit(), seed)
     for name in MODELS:
         yield _row(name, "tensor", uf.Unit(), 0)
 
@@ -81,6 +84,22 @@ def attacks_published() -> Iterator[dict[str, Any]]:
     """The published search on the same."""
     for name in backdoored.TRIGGERS:
         yield _attacked_row(name, uf.Unit(recipe="paper", batch_size=256)) | {"tolerance": 0.03}
+
+
+def attacks_spent() -> Iterator[dict[str, Any]]:
+    """The search that spends its tolerance on the same."""
+    for name in backdoored.TRIGGERS:
+        for value in SPENT:
+            yield _attacked_row(name, uf.Unit(tolerance=value, hold="accuracy")) | {"tolerance": value}
+
+
+def spent() -> Iterator[dict[str, Any]]:
+    """The search that spends its tolerance on the networks that the recipes were made with, and on the clean one."""
+    for value in SPENT:
+        method = uf.Unit(tolerance=value, hold="accuracy")
+        for name in MODELS:
+            yield _row(name, "neuron", method, 0) | {"tolerance": value}
+        yield _clean_row(method, 0) | {"tolerance": value}
 
 
 def time_against_published() -> Iterator[dict[str, Any]]:
@@ -156,11 +175,11 @@ def _measured(case: _Case, before: uf.Report, method: uf.Unit, granularity: str,
     return row
 
 
-def _clean_row(seed: int) -> dict[str, Any]:
+def _clean_row(method: uf.Unit, seed: int) -> dict[str, Any]:
     model = cifar.load_model()
     train, (x, y) = cifar.load_images("train", 150), cifar.load_images("test", 1000)
     test = list(zip(x.split(250), y.split(250), strict=True))
-    bounds, seconds = _timed(lambda: uf.calibrate(model, [train], seed=seed))
+    bounds, seconds = _timed(lambda: uf.calibrate(model, [train], method, seed=seed))
     sanitised = uf.sanitize(model, bounds, x[:2], backend="eager")
     return {
         "model": "cifar10_resnet20_clean",
@@ -218,6 +237,8 @@ PARTS = {
     "published": published,
     "attacks": attacks,
     "attacks_published": attacks_published,
+    "attacks_spent": attacks_spent,
+    "spent": spent,
     "time": time_against_published,
 }
 

@@ -6,29 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.networks import PlainVGG, randomised
-from unit_fast.calibration.context import CalibrationContext
-from unit_fast.calibration.logits import default_logits
+from tests.calibration.small_case import context_of, forward, small_case
+from tests.networks import PlainVGG
 from unit_fast.calibration.paper import PaperSearch
-from unit_fast.calibration.samples import SampleStore
-from unit_fast.capture import capture
-from unit_fast.sites import find_sites
 
 LEARNING_RATE = 0.01  # large, so that the accuracy breaks and recovers and the cost goes both ways
 TOLERANCE = 0.1
-
-
-def forward(model: PlainVGG, x: Tensor, bounds: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-    activations = []
-    for layer in model.features:
-        x = layer(x)
-        if isinstance(layer, nn.ELU):
-            activations.append(x)
-            if bounds is not None:
-                x = torch.clamp(x, max=bounds[len(activations) - 1].unsqueeze(0).to(x.dtype))
-    return model.classifier(x.flatten(1)), activations
 
 
 @dataclass
@@ -81,39 +66,16 @@ def published(model: PlainVGG, fit: tuple[Tensor, Tensor], validation: tuple[Ten
 
 
 @pytest.fixture(scope="module")
-def data():
-    """Labels are the model's own on clean samples, so the accuracy starts at 1; logits are centred for all classes."""
-    torch.manual_seed(0)
-    model = randomised(PlainVGG()).double().requires_grad_(False)
-    x = torch.randn(150, 3, 8, 8, dtype=torch.float64)
-    model.classifier.bias -= forward(model, x, None)[0].mean(0)
-    y = forward(model, x, None)[0].argmax(1)
-    return model, x, y, torch.arange(0, 110), torch.arange(110, 150)
+def case():
+    return small_case()
 
 
-def context_of(data, batch_size: int) -> CalibrationContext:
-    model, x, y, fit, validation = data
-    graph = capture(model, x[:2])
-    return CalibrationContext(
-        graph=graph,
-        sites=find_sites(graph),
-        samples=SampleStore([(x, y)]),
-        fit_indices=fit,
-        validation_indices=validation,
-        granularity="neuron",
-        seed=0,
-        device=torch.device("cpu"),
-        logits=default_logits,
-        batch_size=batch_size,
-    )
-
-
-def test_every_step_equals_the_published_algorithm(data):
-    model, x, y, fit, validation = data
+def test_every_step_equals_the_published_algorithm(case):
+    model, x, y, fit, validation = case
     steps = 160
     expected = published(model, (x[fit], y[fit]), (x[validation], y[validation]), steps)
     # Memory is one mini-batch of 32 here, the published run has all 110 samples in one: the result is the same.
-    search = PaperSearch(context_of(data, 32), TOLERANCE, steps, LEARNING_RATE, None)
+    search = PaperSearch(context_of(case, 32), TOLERANCE, steps, LEARNING_RATE, None)
     for step in range(steps):
         search.step()
         search.done += 1
@@ -130,8 +92,8 @@ def test_every_step_equals_the_published_algorithm(data):
     assert any(before < after == 1e-3 for before, after in pairs), "the run must reset the cost"
 
 
-def test_mini_batches_go_through_the_fit_set(data):
-    context = context_of(data, 32)
+def test_mini_batches_go_through_the_fit_set(case):
+    context = context_of(case, 32)
     search = PaperSearch(context, TOLERANCE, 8, LEARNING_RATE, 55)
     first, second = search._batches.at(0), search._batches.at(1)
     assert sorted(torch.cat([first, second]).tolist()) == context.fit_indices.tolist()

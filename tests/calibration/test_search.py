@@ -13,10 +13,12 @@ from unit_fast.calibration.search import CheckpointWarning, InterruptedWarning
 STEPS = 12
 
 
-@pytest.fixture(params=["default", "paper"])
+@pytest.fixture(params=["default", "accuracy", "paper"])
 def method(request):
     if request.param == "paper":
         return uf.Unit(recipe="paper", steps=STEPS, learning_rate=0.02, batch_size=40, tolerance=0.2)
+    if request.param == "accuracy":
+        return uf.Unit(steps=STEPS, hold="accuracy", tolerance=0.2)
     return uf.Unit(steps=STEPS)
 
 

@@ -57,6 +57,27 @@ def test_the_bounds_keep_the_validation_part_within_the_tolerance(calibrated):
     assert float(of_each[:-1].mean()) <= 0.03 * log(2)
 
 
+@pytest.mark.parametrize("granularity", ["neuron", "channel"])
+@pytest.mark.parametrize("tolerance", [0.03, 0.1])
+def test_held_by_the_accuracy_the_tolerance_is_kept_and_spent(granularity, tolerance):
+    model, digits = backdoored_digits()
+    x, y = (part[:600] for part in digits.test)
+    bounds = uf.calibrate(model, [(x, y)], uf.Unit(tolerance=tolerance, hold="accuracy"), granularity)
+    # Counted here, on the validation part as the split makes it.
+    validation = split_by_class(y, 0.8, 0).validation
+    x, y = x[validation], y[validation]
+    sanitised = insert_bounds(capture(model, x[:2]), bounds)
+    before, after = (int((run(x).argmax(1) == y).sum()) for run in (model, sanitised))
+    assert before - tolerance * len(y) <= after, "kept"
+    assert after <= before - tolerance * len(y) / 2, "spent, by half at least: a shift changes several samples at once"
+
+
+def test_an_accuracy_that_few_samples_cannot_tell_is_refused(calibrated):
+    model, digits, _ = calibrated
+    with pytest.raises(uf.DataError, match=r"of 20 samples for validation each is 5\.0% .* expected at least 34"):
+        uf.calibrate(model, [digits.calibration], uf.Unit(hold="accuracy"))
+
+
 def test_a_larger_tolerance_gives_tighter_bounds(calibrated):
     model, digits, bounds = calibrated
     loose = uf.calibrate(model, [digits.calibration], uf.Unit(tolerance=0.005))
@@ -97,6 +118,8 @@ def test_every_granularity_is_within_its_tolerance(granularity):
         ({"tolerance": 3}, r"tolerance must lie between 0 and 1 .*three points.*got 3"),
         ({"tolerance": float("nan")}, r"tolerance must lie between"),
         ({"recipe": "fast"}, r"recipe must be one of default, paper; got 'fast'"),
+        ({"hold": "loss"}, r"hold must be one of divergence, accuracy, or None; got 'loss'"),
+        ({"hold": "divergence", "recipe": "paper"}, "the paper's recipe holds the accuracy; leave hold out"),
         ({"steps": 0}, r"steps must be at least 1; got 0"),
         ({"batch_size": -1}, r"batch_size must be at least 1"),
         ({"learning_rate": 0.0}, r"learning_rate must be positive"),

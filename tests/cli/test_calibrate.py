@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from unit_fast import Bounds, Maximum, MeanStd, Percentile, Unit
-from unit_fast.cli.calibrate import parse_method
-from unit_fast.errors import DataError
+from unit_fast.cli.calibrate import Hold, parse_method
+from unit_fast.errors import DataError, UnitFastError
 
 SCRIPT = Path(sys.executable).with_name("unit-fast")
 
@@ -36,6 +36,15 @@ def test_methods_by_name(text: str, tolerance: float | None, method: object) -> 
 def test_methods_there_are_not(text: str) -> None:
     with pytest.raises(DataError, match=f"--method {text}: expected"):
         parse_method(text)
+
+
+def test_methods_that_hold_the_accuracy() -> None:
+    assert parse_method("unit", 0.1, Hold.ACCURACY) == Unit(tolerance=0.1, hold="accuracy")
+    assert parse_method("paper", None, Hold.ACCURACY) == Unit(recipe="paper", hold="accuracy")
+    with pytest.raises(UnitFastError, match="the paper's recipe holds the accuracy"):
+        parse_method("paper", None, Hold.DIVERGENCE)
+    with pytest.raises(DataError, match="--hold is for --method unit and paper; mean-std measures"):
+        parse_method("mean-std:2", None, Hold.ACCURACY)
 
 
 def test_a_tolerance_is_only_for_what_searches() -> None:

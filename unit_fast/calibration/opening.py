@@ -11,16 +11,15 @@ outputs. Bounds that clean data does not press against stay where they are, and 
 2. Adam on each k, in units of the scale, lowers KL(original ‖ sanitised) on mini-batches of the fit part, shifted and
    mixed (:mod:`unit_fast.calibration.augment`), until the validation part is within what is tolerated. There is no
    other term in the loss, and labels are not used.
-3. One shift of all k brings the divergence of the validation part to just what is tolerated.
+3. One shift of all k brings the divergence of the validation part to just what is tolerated
+   (:mod:`unit_fast.calibration.budget`).
 
-The tolerance is a share of changed decisions. A decision that was sure and flips costs at least ln 2 nats, so by
-Markov's inequality no more than KL / ln 2 of them flip: the divergence is held at tolerance · ln 2, and the validation
-accuracy within the tolerance besides. The worst sample of the validation part is left out of its mean: of twenty
-samples, one that the model was unsure of anyway would otherwise decide for all.
+The worst sample of the validation part is left out of the mean divergence: of twenty samples, one that the model was
+unsure of anyway would otherwise decide for all.
 """
 
 from collections.abc import Callable, Iterator
-from math import inf, log
+from math import isfinite
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from unit_fast.calibration.augment import augment
 from unit_fast.calibration.bounded import BoundedGraph
+from unit_fast.calibration.budget import Budget, Verdict
 from unit_fast.calibration.context import CalibrationContext
 from unit_fast.calibration.estimators import observe_moments
 from unit_fast.calibration.granularity import from_units
@@ -60,6 +60,8 @@ class OpeningSearch(Search):
         batch_size: fit samples a step, None for 128.
     """
 
+    _lowest_shift = -0.5  # scales: by how much a few steps may have opened too far
+
     def __init__(
         self,
         context: CalibrationContext,
@@ -72,17 +74,25 @@ class OpeningSearch(Search):
         self._context = context
         self._graph = BoundedGraph(context)
         self._tolerance = tolerance
-        self._tolerated = tolerance * log(2)
         self._batches = MiniBatches(context.fit_indices, batch_size or BATCH_SIZE, context.seed)
         self._k: dict[str, Tensor] = {}
         self._mean, self._scale, self._widest_mean = _spread(context)
         self._reference = SampleStore(self._original_logits(), context.device)
-        self._reached = inf  # divergence of the validation part when it was last judged
-        self._least_accuracy = self._judge(_WIDEST)[1] - tolerance
-        start = self._smallest(lambda k: self._judge(k)[0] <= _START * self._tolerated, 0.0, 3.0)
+        self._verdict: Verdict | None = None  # of the bounds when they were last judged
+        self._budget = self._allowed(self._judge(_WIDEST).accuracy)
+        tight = self._starting_divergence()
+        start = self._smallest(lambda k: self._judge(k).divergence <= tight, 0.0, 3.0)
         self._k = {name: torch.full_like(mean, start).requires_grad_() for name, mean in self._mean.items()}
-        self._optimizer = torch.optim.Adam(list(self._k.values()), lr=learning_rate or LEARNING_RATE, betas=_BETAS)
+        self._optimizer = torch.optim.Adam(self._k.values(), lr=learning_rate or LEARNING_RATE, betas=_BETAS)
         context.notes["start"] = start
+
+    def _allowed(self, accuracy: float) -> Budget:
+        """What may be spent by a model with ``accuracy`` on the validation part."""
+        return Budget.of_divergence(self._tolerance, accuracy)
+
+    def _starting_divergence(self) -> float:
+        """How tight to begin, in nats of the validation part."""
+        return _START * self._budget.divergence
 
     def step(self) -> None:
         """One step of Adam; every few, the verdict of the validation part."""
@@ -92,30 +102,37 @@ class OpeningSearch(Search):
         with torch.no_grad():
             original = self._context.logits(call_model(self._context.graph, x))
         self._optimizer.zero_grad()
-        divergence(original, self._graph(self._bounds(0.0), x)).mean().backward()  # type: ignore[no-untyped-call]
+        loss = divergence(original, self._graph(self._bounds(0.0), x)).mean() + self._cost_of_room()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         if (self.done + 1) % _JUDGE_EVERY == 0:
-            self._reached, self.validation_accuracy = self._judge(0.0)
+            self._heed(self._judge(0.0))
+
+    def _cost_of_room(self) -> Tensor | float:
+        """What is added to the divergence for how far the bounds are open: nothing."""
+        return 0.0
+
+    def _heed(self, verdict: Verdict) -> None:
+        """Take note of what the validation part says of the bounds as they are."""
+        self._verdict, self.validation_accuracy = verdict, verdict.accuracy
 
     @property
     def finished(self) -> bool:
-        """All steps are done, or the divergence is down to what is tolerated, so that nothing has to open further."""
-        return self.done >= self.total or self._reached <= self._tolerated
+        """All steps are done, or the bounds are within what is tolerated, so that nothing has to open further."""
+        return self.done >= self.total or (self._verdict is not None and self._budget.holds(self._verdict))
 
     def settle(self) -> None:
-        """Shift all k alike until the divergence of the validation part is what is tolerated."""
-        shift = self._smallest(self._within, -0.5, 1.0)
+        """Shift all k alike until the validation part is at what is tolerated."""
+        shift = self._smallest(lambda shift: self._budget.holds(self._judge(shift)), self._lowest_shift, 1.0)
         self.best = self._bounds(shift)
         reached, self.validation_accuracy = self._judge(shift)
-        self._context.notes.update(shift=shift, validation_divergence=reached, tolerated_divergence=self._tolerated)
-
-    def _within(self, shift: float) -> bool:
-        reached, accuracy = self._judge(shift)
-        return reached <= self._tolerated and accuracy >= self._least_accuracy
+        self._context.notes.update(shift=shift, validation_divergence=reached)
+        if isfinite(self._budget.divergence):
+            self._context.notes["tolerated_divergence"] = self._budget.divergence
 
     @torch.no_grad()
-    def _judge(self, shift: float) -> tuple[float, float]:
-        """Divergence (nats, mean of all samples but the worst) and accuracy of the validation part with k + shift."""
+    def _judge(self, shift: float) -> Verdict:
+        """What the validation part says of k + shift."""
         bounds = self._bounds(shift)
         indices = self._context.validation_indices
         divergences: list[Tensor] = []
@@ -129,13 +146,13 @@ class OpeningSearch(Search):
             correct += int((logits.argmax(1) == batch.y).sum())
         of_each = torch.cat(divergences).double()
         spared = of_each.max() if len(of_each) > 1 else 0.0
-        return float((of_each.sum() - spared) / max(1, len(of_each) - 1)), correct / len(indices)
+        return Verdict(float((of_each.sum() - spared) / max(1, len(of_each) - 1)), correct / len(indices))
 
     def _bounds(self, shift: float) -> dict[str, Tensor]:
-        return {
-            name: mean + ((self._k[name] if self._k else 0.0) + shift) * self._scale[name]
-            for name, mean in self._mean.items()
-        }
+        return {name: mean + (self._k_of(name) + shift) * self._scale[name] for name, mean in self._mean.items()}
+
+    def _k_of(self, name: str) -> Tensor | float:
+        return self._k.get(name, 0.0)
 
     def _smallest(self, accepts: Callable[[float], bool], low: float, high: float) -> float:
         """The smallest number that ``accepts``, between ``low`` and, if it has to be, the widest there is."""
@@ -159,8 +176,8 @@ class OpeningSearch(Search):
     def failure(self) -> str:
         """Says that even the widest bounds change too much."""
         return (
-            f"no bounds keep the divergence of the validation part within {self._tolerated:.3g} nats and its accuracy "
-            f"within {self._tolerance}; are the model's class scores finite on the calibration set?"
+            f"no bounds keep the divergence of the validation part within {self._budget.divergence:.3g} nats and its "
+            f"accuracy within {self._tolerance}; are the model's class scores finite on the calibration set?"
         )
 
     def state(self) -> dict[str, Any]:
@@ -168,7 +185,7 @@ class OpeningSearch(Search):
         return {
             "k": {name: k.detach() for name, k in self._k.items()},
             "optimizer": self._optimizer.state_dict(),
-            "judged": [self._reached, self.validation_accuracy],
+            "verdict": None if self._verdict is None else list(self._verdict),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -177,7 +194,9 @@ class OpeningSearch(Search):
             for name, k in self._k.items():
                 k.copy_(state["k"][name])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._reached, self.validation_accuracy = state["judged"]
+        if state["verdict"] is not None:
+            self._verdict = Verdict(*state["verdict"])
+            self.validation_accuracy = self._verdict.accuracy
 
     def close(self) -> None:
         """Give the disk space of the reference outputs back."""

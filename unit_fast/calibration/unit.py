@@ -6,12 +6,14 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from unit_fast.calibration.budget import Hold
 from unit_fast.calibration.context import CalibrationContext, Method
 from unit_fast.calibration.opening import OpeningSearch
 from unit_fast.calibration.paper import PaperSearch
 from unit_fast.calibration.progress import silent
 from unit_fast.calibration.search import Search, run
 from unit_fast.calibration.settings import plain_numbers
+from unit_fast.calibration.spending import SpendingSearch
 from unit_fast.errors import UnitFastError
 
 Recipe = Literal["default", "paper"]
@@ -24,9 +26,11 @@ class Unit(Method):
     The returned bounds keep the validation part within the tolerance, or :class:`unit_fast.ToleranceError` is raised.
 
     Attributes:
-        tolerance: accuracy one is ready to lose on clean data that was not seen, as a share in (0, 1). The default
-            recipe holds it by the divergence from the original model's outputs; the paper's by the accuracy on the
-            validation part.
+        tolerance: accuracy one is ready to lose on clean data that was not seen, as a share in (0, 1).
+        hold: by what the tolerance is held, on the validation part. "divergence" from the original model's outputs, the
+            default recipe's own: safe with samples that the model was trained on, and on models that are unsure it
+            spends hardly any of the tolerance. "accuracy": all of the tolerance is spent, which removes more; for
+            samples that the model was not trained on. The paper's recipe has the accuracy only.
         recipe: "default", see :mod:`unit_fast.calibration.opening`, or "paper", the search as published, see
             :mod:`unit_fast.calibration.paper`.
         steps: of the optimiser; None takes the recipe's (paper: 300).
@@ -41,6 +45,7 @@ class Unit(Method):
     steps: int | None = None
     learning_rate: float | None = None
     batch_size: int | None = None
+    hold: Hold | None = None
 
     def __post_init__(self) -> None:
         plain_numbers(self)
@@ -50,6 +55,12 @@ class Unit(Method):
             )
         if self.recipe not in get_args(Recipe):
             raise UnitFastError(f"Unit: recipe must be one of {', '.join(get_args(Recipe))}; got {self.recipe!r}")
+        if self.hold is not None and self.hold not in get_args(Hold):
+            raise UnitFastError(f"Unit: hold must be one of {', '.join(get_args(Hold))}, or None; got {self.hold!r}")
+        if self.recipe == "paper" and self.hold == "divergence":
+            raise UnitFastError(
+                "Unit: the paper's recipe holds the accuracy; leave hold out, or take the default recipe"
+            )
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -70,4 +81,5 @@ class Unit(Method):
     def _search(self, context: CalibrationContext) -> Search:
         if self.recipe == "paper":
             return PaperSearch(context, self.tolerance, self.steps or 300, self.learning_rate or 1e-3, self.batch_size)
-        return OpeningSearch(context, self.tolerance, self.steps, self.learning_rate, self.batch_size)
+        search = SpendingSearch if self.hold == "accuracy" else OpeningSearch
+        return search(context, self.tolerance, self.steps, self.learning_rate, self.batch_size)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 _DOUBTFUL_ACCURACY = 0.5
+
+
+class Hold(StrEnum):
+    """The choices of ``--hold``."""
+
+    DIVERGENCE = "divergence"
+    ACCURACY = "accuracy"
 
 
 def calibrate(
@@ -42,6 +50,13 @@ def calibrate(
         float | None,
         typer.Option(
             help="Accuracy that clean data may lose, 0.03 for three points; unit and paper only.", min=0, max=1
+        ),
+    ] = None,
+    hold: Annotated[
+        Hold | None,
+        typer.Option(
+            help="What keeps the tolerance: divergence from the model's own outputs (unit, unless said), or accuracy "
+            "(paper), which removes more; for samples that the model was not trained on.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bounds.", min=0)] = 0,
@@ -82,7 +97,7 @@ def calibrate(
     from unit_fast.cli.models import check_runs, load_model
 
     with terminal.warnings_as_notes():
-        chosen = parse_method(method, tolerance)
+        chosen = parse_method(method, tolerance, hold)
         place = parse_device(device)
         samples = open_samples(data, size)
         batches = Batches(samples, batch_size, parse_normalisation(mean, std))
@@ -126,23 +141,24 @@ def calibrate(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def parse_method(text: str, tolerance: float | None = None) -> "Method":
+def parse_method(text: str, tolerance: float | None = None, hold: Hold | None = None) -> "Method":
     """A calibration method from its name and number, such as ``percentile:0.99``.
 
     Raises:
-        DataError: no such method, not a number, or a tolerance for a method that has none.
+        DataError: no such method, not a number, or a setting for a method that has none.
     """
     from unit_fast.calibration import Maximum, MeanStd, Percentile, Unit
 
     name, _, number = text.partition(":")
     if text in ("unit", "paper"):
-        unit = Unit(recipe="paper") if text == "paper" else Unit()
+        unit = Unit(recipe="paper" if text == "paper" else "default", hold=None if hold is None else hold.value)
         return unit if tolerance is None else replace(unit, tolerance=tolerance)
     by_number: dict[str, Callable[[float], Method]] = {"mean-std": MeanStd, "percentile": Percentile}
     if (name not in by_number or text.endswith(":")) and text != "maximum":
         raise DataError(f"--method {text}: expected unit, paper, mean-std:4, percentile:0.99 or maximum")
-    if tolerance is not None:
-        raise DataError(f"--tolerance is for --method unit and paper; {name} measures and does not search")
+    for option, value in (("--tolerance", tolerance), ("--hold", hold)):
+        if value is not None:
+            raise DataError(f"{option} is for --method unit and paper; {name} measures and does not search")
     if text == "maximum":
         return Maximum()
     if not number:

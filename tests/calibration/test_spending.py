@@ -1,0 +1,88 @@
+"""The search that spends its tolerance, compared step by step with an independent implementation of a few lines."""
+
+from itertools import pairwise
+from math import log
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.calibration.small_case import Case, context_of, forward, small_case
+from unit_fast.calibration.augment import augment
+from unit_fast.calibration.minibatches import MiniBatches
+from unit_fast.calibration.spending import SpendingSearch
+
+TOLERANCE = 0.2
+STEPS = 100
+SURENESS = 30.0  # so that tight bounds cost more than the search starts at
+
+
+def independent(case: Case, start: float) -> tuple[list[list[Tensor]], list[float]]:
+    """The bounds after every step, and the cost after every verdict."""
+    model, x, y, fit, validation = case
+    activations = forward(model, x[fit], None)[1]
+    mean = [a.mean(0) for a in activations]
+    deviation = [a.std(0) for a in activations]
+    scale = [(d**2 + 0.01 * (d**2).mean()).sqrt() for d in deviation]
+    own = [torch.full_like(m, start).requires_grad_() for m in mean]
+    channel = [torch.zeros(m.shape[0], 1, 1, dtype=m.dtype).requires_grad_() for m in mean]
+    adam = torch.optim.Adam([*own, *channel], betas=(0.5, 0.9))
+    batches = MiniBatches(fit, 128, 0)
+
+    def bounds() -> list[Tensor]:
+        return [m + (k + c) * s for m, k, c, s in zip(mean, own, channel, scale, strict=True)]
+
+    def right(bounds: list[Tensor] | None) -> int:
+        return int((forward(model, x[validation], bounds)[0].argmax(1) == y[validation]).sum())
+
+    found, costs, cost = [], [], 0.0
+    for step in range(STEPS):
+        adam.param_groups[0]["lr"] = 0.1 * (1 - step / STEPS)
+        images = augment(x[batches.at(step)], torch.Generator().manual_seed(step))
+        assert isinstance(images, Tensor)
+        wanted = forward(model, images, None)[0].log_softmax(1)
+        logits = forward(model, images, bounds())[0]
+        divergence = F.kl_div(logits.log_softmax(1), wanted, log_target=True, reduction="batchmean")
+        room = sum((k + c).mean() for k, c in zip(own, channel, strict=True)) / len(own)
+        adam.zero_grad()
+        (divergence + cost * room).backward()
+        adam.step()
+        with torch.no_grad():
+            found.append(bounds())
+            if step % 5 == 4:
+                within = right(bounds()) / len(validation) >= right(None) / len(validation) - TOLERANCE
+                cost = cost * (1.5 if within else 0.5) if cost > 0 else 0.05 * within
+                costs.append(cost)
+    return found, costs
+
+
+def test_every_step_equals_an_independent_implementation():
+    case = small_case(SURENESS)
+    context = context_of(case, 32)
+    search = SpendingSearch(context, TOLERANCE, STEPS, None, None)
+    expected, costs = independent(case, context.notes["start"])
+    for step in range(STEPS):
+        search.step()
+        search.done += 1
+        for bound, wanted in zip(search._bounds(0.0).values(), expected[step], strict=True):
+            torch.testing.assert_close(bound.detach().double(), wanted, rtol=1e-3, atol=1e-3, msg=f"step {step}")
+        if step % 5 == 4:
+            assert search.state()["cost"] == pytest.approx(costs[step // 5]), f"step {step}"
+    assert search.finished
+    assert any(after > before > 0 for before, after in pairwise(costs)), "the run must raise the cost"
+    assert any(after < before for before, after in pairwise(costs)), "the run must lower the cost"
+
+
+def test_it_starts_at_most_of_what_knowing_nothing_costs():
+    model, x, _, _, validation = case = small_case(SURENESS)
+    search = SpendingSearch(context_of(case, 32), TOLERANCE, STEPS, None, None)
+
+    def divergence(shift: float) -> float:
+        bounds = list(search._bounds(shift).values())
+        wanted, found = (forward(model, x[validation], b)[0].log_softmax(1) for b in (None, bounds))
+        of_each = F.kl_div(found, wanted, log_target=True, reduction="none").sum(1).sort().values
+        return float(of_each[:-1].mean().detach())  # all but the worst
+
+    classes = forward(model, x[:1], None)[0].shape[1]
+    assert divergence(0.0) <= 0.8 * log(classes) < divergence(-0.1)

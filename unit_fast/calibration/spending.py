@@ -1,0 +1,131 @@
+"""The search of UNIT that spends its tolerance: it presses on all bounds for as long as accuracy lasts.
+
+It differs from the one that only opens (:mod:`unit_fast.calibration.opening`) in this:
+
+- The validation part's accuracy is what is held, not its divergence (:mod:`unit_fast.calibration.budget`).
+- It starts tighter, at a divergence of 0.8 times the logarithm of the number of classes: all of that is what an output
+  costs that knows nothing.
+- The loss has a second term, cost · mean k. The cost starts when the bounds are first within the tolerance; from then
+  on it grows by half with every verdict that is within, and is halved by every one that is not. The rule is that of the
+  published search (section 4.2 of the paper, arXiv 2407.11372), in units of each bound's scale.
+- The bounds of a channel also move together, besides each for itself: a network of many layers is not done in 100
+  steps otherwise.
+- All steps are taken, each smaller than the one before.
+"""
+
+from math import ceil, log, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unit_fast.calibration.budget import Budget, Verdict
+from unit_fast.calibration.context import CalibrationContext
+from unit_fast.calibration.granularity import unit_shape
+from unit_fast.calibration.opening import OpeningSearch
+from unit_fast.errors import DataError
+
+LEARNING_RATE = 0.1  # scales a step, at the start
+_START = 0.8  # of the logarithm of the number of classes
+_COST = 0.05  # nats a scale, at the start
+_DEARER, _CHEAPER = 1.5, 0.5
+
+
+class SpendingSearch(OpeningSearch):
+    """See the module's text.
+
+    Args:
+        context: of the calibration.
+        tolerance: accuracy of the validation part to spend, in (0, 1).
+        steps: of Adam, None for 100.
+        learning_rate: of Adam in units of each bound's scale at the start, None for 0.1.
+        batch_size: fit samples a step, None for 128.
+
+    Raises:
+        DataError: so few samples for validation that a single one is more than the tolerance.
+    """
+
+    _lowest_shift = -1.0
+
+    def __init__(
+        self,
+        context: CalibrationContext,
+        tolerance: float,
+        steps: int | None,
+        learning_rate: float | None,
+        batch_size: int | None,
+    ) -> None:
+        _require_validation(len(context.validation_indices), tolerance)
+        self._k_together: dict[str, Tensor] = {}
+        self._learning_rate = learning_rate or LEARNING_RATE
+        self._cost = 0.0
+        super().__init__(context, tolerance, steps, self._learning_rate, batch_size)
+        self._k_together = self._channels()
+        if self._k_together:
+            self._optimizer.add_param_group({"params": list(self._k_together.values())})
+
+    def _allowed(self, accuracy: float) -> Budget:
+        return Budget.of_accuracy(self._tolerance, accuracy)
+
+    def _starting_divergence(self) -> float:
+        logits = next(self._reference.batches(batch_size=1)).x
+        assert isinstance(logits, Tensor)
+        return _START * log(logits.shape[1])
+
+    def _channels(self) -> dict[str, Tensor]:
+        """What is added to the k of all bounds of a channel, 0, for sites whose bounds are finer than channels."""
+        shapes = {site.name: unit_shape(site, "channel") for site in self._context.sites}
+        return {
+            name: torch.zeros(shapes[name], device=k.device, requires_grad=True)
+            for name, k in self._k.items()
+            if k.numel() > prod(shapes[name])
+        }
+
+    def _k_of(self, name: str) -> Tensor | float:
+        return super()._k_of(name) + self._k_together.get(name, 0.0)
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done."""
+        return self.done >= self.total
+
+    def step(self) -> None:
+        """One step of Adam, smaller than the one before; every few, the verdict of the validation part."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate * (1 - self.done / self.total)
+        super().step()
+
+    def _cost_of_room(self) -> Tensor | float:
+        room = sum(torch.as_tensor(self._k_of(name)).mean() for name in self._k) / len(self._k)
+        return self._cost * room
+
+    def _heed(self, verdict: Verdict) -> None:
+        super()._heed(verdict)
+        within = self._budget.holds(verdict)
+        if self._cost > 0:
+            self._cost *= _DEARER if within else _CHEAPER
+        elif within:
+            self._cost = _COST
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`Search.state`."""
+        together = {name: k.detach() for name, k in self._k_together.items()}
+        return super().state() | {"k_together": together, "cost": self._cost}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :meth:`Search.restore`."""
+        super().restore(state)
+        self._cost = state["cost"]
+        with torch.no_grad():
+            for name, k in self._k_together.items():
+                k.copy_(state["k_together"][name])
+
+
+def _require_validation(count: int, tolerance: float) -> None:
+    least = ceil(1 / tolerance)
+    if count < least:
+        raise DataError(
+            f"of {count} samples for validation each is {1 / count:.1%} of the accuracy, so a tolerance of "
+            f"{tolerance:g} cannot be held by it: expected at least {least}; give five times as many samples in all, "
+            "or leave hold out"
+        )
