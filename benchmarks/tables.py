@@ -5,7 +5,6 @@ with ``<!-- picture: NAME -->``. Where the result file is not there, the table s
 holds the documents to the results.
 """
 
-import itertools
 import re
 import statistics
 from collections import defaultdict
@@ -111,9 +110,7 @@ def spent() -> list[list[str]]:
     """What the search that spends its tolerance leaves of the networks in :func:`effect`."""
     rows = [["network", "tolerance", "accuracy, %", "attack success, %"]]
     found = read_results("calibration_spent")
-    for network, tolerance in itertools.product(NETWORKS, sorted({row["tolerance"] for row in found})):
-        runs = [row for row in found if row["model"] == network and row["tolerance"] == tolerance]
-        rows.append([NETWORKS[network], f"{tolerance:g}", *_changes(runs)])
+    rows += [[NETWORKS[row["model"]], f"{row['tolerance']:g}", *_changes([row])] for row in found]
     return rows
 
 

@@ -18,7 +18,7 @@ def method(request):
     if request.param == "paper":
         return uf.Unit(recipe="paper", steps=STEPS, learning_rate=0.02, batch_size=40, tolerance=0.2)
     if request.param == "accuracy":
-        return uf.Unit(steps=STEPS, hold="accuracy", tolerance=0.2)
+        return uf.Unit(steps=STEPS, learning_rate=0.5, hold="accuracy", tolerance=0.2)
     return uf.Unit(steps=STEPS)
 
 

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from math import log
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,8 +19,17 @@ STEPS = 100
 SURENESS = 30.0  # so that tight bounds cost more than the search starts at
 
 
-def independent(case: Case, start: float) -> tuple[list[list[Tensor]], list[float]]:
-    """The bounds after every step, and the cost after every verdict."""
+class Independent(NamedTuple):
+    """Bounds after every step, the cost after every verdict, the scales, and the tightest bounds that were within."""
+
+    bounds: list[list[Tensor]]
+    costs: list[float]
+    scale: list[Tensor]
+    tightest: list[Tensor]
+
+
+def independent(case: Case, start: float) -> Independent:
+    """One run of the algorithm as its module's text has it."""
     model, x, y, fit, validation = case
     activations = forward(model, x[fit], None)[1]
     mean = [a.mean(0) for a in activations]
@@ -36,7 +46,7 @@ def independent(case: Case, start: float) -> tuple[list[list[Tensor]], list[floa
     def right(bounds: list[Tensor] | None) -> int:
         return int((forward(model, x[validation], bounds)[0].argmax(1) == y[validation]).sum())
 
-    found, costs, cost = [], [], 0.0
+    found, costs, cost, tightest = [], [], 0.0, []
     for step in range(STEPS):
         adam.param_groups[0]["lr"] = 0.1 * (1 - step / STEPS)
         images = augment(x[batches.at(step)], torch.Generator().manual_seed(step))
@@ -49,19 +59,23 @@ def independent(case: Case, start: float) -> tuple[list[list[Tensor]], list[floa
         (divergence + cost * room).backward()
         adam.step()
         with torch.no_grad():
+            for k, c in zip(own, channel, strict=True):
+                k.copy_(torch.maximum(k, -c))
             found.append(bounds())
             if step % 5 == 4:
-                within = right(bounds()) / len(validation) >= right(None) / len(validation) - TOLERANCE
+                within = right(bounds()) / len(validation) >= right(None) / len(validation) - TOLERANCE - 1e-9
                 cost = cost * (1.5 if within else 0.5) if cost > 0 else 0.05 * within
                 costs.append(cost)
-    return found, costs
+                room = sum((k + c).mean() for k, c in zip(own, channel, strict=True))
+                tightest += [(float(room), bounds())] if within else []
+    return Independent(found, costs, scale, min(tightest, key=lambda entry: entry[0])[1])
 
 
 def test_every_step_equals_an_independent_implementation():
     case = small_case(SURENESS)
     context = context_of(case, 32)
     search = SpendingSearch(context, TOLERANCE, STEPS, None, None)
-    expected, costs = independent(case, context.notes["start"])
+    expected, costs, scale, tightest = independent(case, context.notes["start"])
     for step in range(STEPS):
         search.step()
         search.done += 1
@@ -70,6 +84,11 @@ def test_every_step_equals_an_independent_implementation():
         if step % 5 == 4:
             assert search.state()["cost"] == pytest.approx(costs[step // 5]), f"step {step}"
     assert search.finished
+    search.settle()
+    shift = context.notes["shift"]
+    assert search.best is not None
+    for bound, wanted, unit in zip(search.best.values(), tightest, scale, strict=True):
+        torch.testing.assert_close(bound.detach().double(), wanted + shift * unit, rtol=1e-3, atol=1e-3)
     assert any(after > before > 0 for before, after in pairwise(costs)), "the run must raise the cost"
     assert any(after < before for before, after in pairwise(costs)), "the run must lower the cost"
 

@@ -72,6 +72,58 @@ def test_held_by_the_accuracy_the_tolerance_is_kept_and_spent(granularity, toler
     assert after <= before - tolerance * len(y) / 2, "spent, by half at least: a shift changes several samples at once"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tolerance": 0.1, "steps": 200},
+        {"tolerance": 0.1, "learning_rate": 20.0, "steps": 30},
+        {"tolerance": 0.03, "learning_rate": 10.0, "steps": 30, "hold": "divergence"},
+    ],
+    ids=str,
+)
+def test_too_many_and_too_large_steps_open_nothing_again(settings):
+    model, digits = backdoored_digits()
+    x, y = (part[:600] for part in digits.test)
+    bounds = uf.calibrate(model, [(x, y)], uf.Unit(**{"hold": "accuracy", "batch_size": 64} | settings))
+    accuracy = bounds.metadata["accuracy"]
+    assert accuracy["validation_before"] - accuracy["validation_after"] <= settings["tolerance"] + 1e-9
+    if settings.get("hold") is None:
+        sanitised = uf.sanitize(model, bounds, x[:2], backend="eager")
+        assert accuracy_and_attack_success(sanitised, digits)[1] < 0.05
+
+
+def test_what_validation_alone_brings_out_is_within_the_tolerance():
+    # A unit that is 0 on all fit samples decides eight of the 80 validation samples: 64 deviations bind on it.
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(400) % 2
+    x = torch.rand(400, 3, generator=generator) * 0.1
+    x[:, 0] += y
+    x[:, 2] = 0
+    few = split_by_class(y, 0.8, 0).validation
+    few = few[y[few] == 1][:8]
+    x[few, 0], x[few, 2] = 0, 100
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))
+        model[0].bias.zero_()
+        model[2].weight.copy_(torch.tensor([[-5.0, 0.0, 0.0], [5.0, 0.0, 0.1]]))
+        model[2].bias.copy_(torch.tensor([2.75, -2.75]))
+    for hold in ("divergence", "accuracy"):
+        bounds = uf.calibrate(model, [(x, y)], uf.Unit(hold=hold, steps=20))
+        accuracy = bounds.metadata["accuracy"]
+        assert accuracy["validation_before"] == 1
+        assert accuracy["validation_after"] >= 0.97
+
+
+def test_a_tolerance_that_leaves_no_more_than_chance_is_refused():
+    model, digits = backdoored_digits()
+    x, y = (part[:600] for part in digits.test)
+    with pytest.raises(uf.DataError, match=r"right; a tolerance of 0\.95 leaves no more than the 1.\.\d% that always"):
+        uf.calibrate(model, [(x, y)], uf.Unit(hold="accuracy", tolerance=0.95))
+    with pytest.raises(uf.DataError, match=r"leaves no more than .* are the labels and the preprocessing those of its"):
+        uf.calibrate(model, [(x, (y + 1) % 10)], uf.Unit(hold="accuracy"))
+
+
 def test_an_accuracy_that_few_samples_cannot_tell_is_refused(calibrated):
     model, digits, _ = calibrated
     with pytest.raises(uf.DataError, match=r"of 20 samples for validation each is 5\.0% .* expected at least 34"):

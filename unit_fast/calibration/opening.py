@@ -46,7 +46,7 @@ _START = 30.0  # times the tolerated divergence
 _FLOOR = 0.1  # of the site's rms deviation
 _JUDGE_EVERY = 5  # steps: the verdict of the validation part costs as much as a step
 _HALVINGS = 6  # of an interval 3 scales wide: to within 0.05 scales
-_WIDEST = 64.0  # scales; nothing binds there
+_WIDEST = 2.0**16  # scales; nothing binds there
 
 
 class OpeningSearch(Search):
@@ -79,7 +79,7 @@ class OpeningSearch(Search):
         self._mean, self._scale, self._widest_mean = _spread(context)
         self._reference = SampleStore(self._original_logits(), context.device)
         self._verdict: Verdict | None = None  # of the bounds when they were last judged
-        self._budget = self._allowed(self._judge(_WIDEST).accuracy)
+        self._budget = self._allowed(context.accuracy(context.graph, context.validation_indices))
         tight = self._starting_divergence()
         start = self._smallest(lambda k: self._judge(k).divergence <= tight, 0.0, 3.0)
         self._k = {name: torch.full_like(mean, start).requires_grad_() for name, mean in self._mean.items()}
@@ -105,8 +105,12 @@ class OpeningSearch(Search):
         loss = divergence(original, self._graph(self._bounds(0.0), x)).mean() + self._cost_of_room()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+        self._project()
         if (self.done + 1) % _JUDGE_EVERY == 0:
             self._heed(self._judge(0.0))
+
+    def _project(self) -> None:  # nothing is in the way of bounds that only open
+        """Bring k back to where it may be."""
 
     def _cost_of_room(self) -> Tensor | float:
         """What is added to the divergence for how far the bounds are open: nothing."""
@@ -124,9 +128,10 @@ class OpeningSearch(Search):
     def settle(self) -> None:
         """Shift all k alike until the validation part is at what is tolerated."""
         shift = self._smallest(lambda shift: self._budget.holds(self._judge(shift)), self._lowest_shift, 1.0)
-        self.best = self._bounds(shift)
-        reached, self.validation_accuracy = self._judge(shift)
-        self._context.notes.update(shift=shift, validation_divergence=reached)
+        verdict = self._judge(shift)
+        self.best = self._bounds(shift) if self._budget.holds(verdict) else None
+        self.validation_accuracy = verdict.accuracy
+        self._context.notes.update(shift=shift, validation_divergence=verdict.divergence)
         if isfinite(self._budget.divergence):
             self._context.notes["tolerated_divergence"] = self._budget.divergence
 
@@ -176,8 +181,8 @@ class OpeningSearch(Search):
     def failure(self) -> str:
         """Says that even the widest bounds change too much."""
         return (
-            f"no bounds keep the divergence of the validation part within {self._budget.divergence:.3g} nats and its "
-            f"accuracy within {self._tolerance}; are the model's class scores finite on the calibration set?"
+            f"no bounds keep the accuracy of the validation part within {self._tolerance} and its divergence within "
+            f"{self._budget.divergence:.3g} nats; are the model's class scores finite on the calibration set?"
         )
 
     def state(self) -> dict[str, Any]:

@@ -29,13 +29,14 @@ class Unit(Method):
         tolerance: accuracy one is ready to lose on clean data that was not seen, as a share in (0, 1).
         hold: by what the tolerance is held, on the validation part. "divergence" from the original model's outputs, the
             default recipe's own: safe with samples that the model was trained on, and on models that are unsure it
-            spends hardly any of the tolerance. "accuracy": all of the tolerance is spent, which removes more; for
-            samples that the model was not trained on. The paper's recipe has the accuracy only.
+            spends hardly any of the tolerance. "accuracy": the tolerance is spent, which removes more
+            (:mod:`unit_fast.calibration.spending`); for samples, with labels, that the model was not trained on;
+            without labels it is the share of decisions that stay. The paper's recipe has the accuracy only.
         recipe: "default", see :mod:`unit_fast.calibration.opening`, or "paper", the search as published, see
             :mod:`unit_fast.calibration.paper`.
         steps: of the optimiser; None takes the recipe's (paper: 300).
-        learning_rate: of Adam; None takes the recipe's (paper: 1e-3 in units of the activations; default recipe: in
-            units of each bound's scale).
+        learning_rate: of Adam; None takes the recipe's (paper: 1e-3 in units of the activations; default recipe: 0.05,
+            with the accuracy held 0.1, in units of each bound's scale).
         batch_size: fit samples a step; None takes the recipe's (paper: the whole fit set each step, as the authors run
             it, gone through in mini-batches so that memory does not grow).
     """

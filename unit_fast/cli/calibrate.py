@@ -55,8 +55,8 @@ def calibrate(
     hold: Annotated[
         Hold | None,
         typer.Option(
-            help="What keeps the tolerance: divergence from the model's own outputs (unit, unless said), or accuracy "
-            "(paper), which removes more; for samples that the model was not trained on.",
+            help="What keeps the tolerance: divergence from the model's own outputs (what unit holds unless told), or "
+            "accuracy (what paper holds), which removes more; for labelled samples that the model was not trained on.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bounds.", min=0)] = 0,
