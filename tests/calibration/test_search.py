@@ -10,6 +10,8 @@ import unit_fast as uf
 from tests.calibration.backdoored_digits import backdoored_digits
 from unit_fast.calibration.search import CheckpointWarning, InterruptedWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore:the model gets all")
+
 STEPS = 12
 
 

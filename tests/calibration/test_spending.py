@@ -14,6 +14,8 @@ from unit_fast.calibration.augment import augment
 from unit_fast.calibration.minibatches import MiniBatches
 from unit_fast.calibration.spending import SpendingSearch
 
+pytestmark = pytest.mark.filterwarnings("ignore:the model gets all")  # its labels are what it says
+
 TOLERANCE = 0.2
 STEPS = 100
 SURENESS = 30.0  # so that tight bounds cost more than the search starts at

@@ -92,6 +92,15 @@ def test_too_many_and_too_large_steps_open_nothing_again(settings):
         assert accuracy_and_attack_success(sanitised, digits)[1] < 0.05
 
 
+def test_a_model_that_gets_all_right_may_have_been_trained_on_it(calibrated):
+    model, digits, _ = calibrated
+    unit = uf.Unit(hold="accuracy", tolerance=0.05, steps=1)
+    with pytest.warns(uf.UnitFastWarning, match="gets all 20 samples for validation right; if it was trained on them"):
+        uf.calibrate(model, [digits.calibration], unit)
+    uf.calibrate(model, [digits.calibration[0]], unit)  # its own predictions are right by definition
+
+
+@pytest.mark.filterwarnings("ignore:the model gets all")
 def test_what_validation_alone_brings_out_is_within_the_tolerance():
     # A unit that is 0 on all fit samples decides eight of the 80 validation samples: 64 deviations bind on it.
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ It differs from the one that only opens (:mod:`unit_fast.calibration.opening`) i
   tolerance are those that are settled at the end.
 """
 
+import warnings
 from math import ceil, inf, log, prod
 from typing import Any
 
@@ -25,7 +26,7 @@ from unit_fast.calibration.budget import Budget, Verdict
 from unit_fast.calibration.context import CalibrationContext
 from unit_fast.calibration.granularity import unit_shape
 from unit_fast.calibration.opening import OpeningSearch
-from unit_fast.errors import DataError
+from unit_fast.errors import DataError, UnitFastWarning
 
 LEARNING_RATE = 0.1  # scales a step, at the start
 _START = 0.8  # of the logarithm of the number of classes
@@ -47,6 +48,9 @@ class SpendingSearch(OpeningSearch):
     Raises:
         DataError: so few samples for validation that a single one is more than the tolerance, or so little accuracy
             that the tolerance leaves no more than always giving one class has.
+
+    Warns:
+        UnitFastWarning: the model gets every sample for validation right, as it does those that it was trained on.
     """
 
     _lowest_shift = -1.0
@@ -75,6 +79,8 @@ class SpendingSearch(OpeningSearch):
         assert labels is not None  # given, or set to the predictions
         of_validation = labels[self._context.validation_indices]
         _require_accuracy(accuracy, self._tolerance, float(of_validation.bincount().max()) / len(of_validation))
+        if accuracy == 1 and self._context.samples.labels_given:
+            _warn_of_training_samples(len(of_validation))
         return Budget.of_accuracy(self._tolerance, accuracy)
 
     def _starting_divergence(self) -> float:
@@ -170,3 +176,12 @@ def _require_accuracy(accuracy: float, tolerance: float, of_one_class: float) ->
             f"{tolerance:g} leaves no more than the {of_one_class:.1%} that always giving one class gets: are the "
             "labels and the preprocessing those of its training? If so allow less, or hold the divergence instead"
         )
+
+
+def _warn_of_training_samples(count: int) -> None:
+    warnings.warn(
+        f"the model gets all {count} samples for validation right; if it was trained on them, more accuracy than is "
+        "tolerated goes on others: give samples that it was not trained on, or hold the divergence instead",
+        UnitFastWarning,
+        stacklevel=8,  # of whoever called calibrate
+    )
