@@ -53,7 +53,7 @@ class SpendingSearch(OpeningSearch):
         UnitFastWarning: the model gets every sample for validation right, as it does those that it was trained on.
     """
 
-    _lowest_shift = -1.0
+    _lowest_shift = -1.0  # larger steps, and two that add up
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class SpendingSearch(OpeningSearch):
     @torch.no_grad()
     def _project(self) -> None:
         for name, k in self._k.items():
-            k.clamp_(min=_LEAST - self._k_together.get(name, torch.zeros(())))
+            k.clamp_(min=torch.as_tensor(_LEAST - self._k_together.get(name, 0.0), device=k.device))
 
     def _room(self) -> Tensor:
         """The mean over sites of the mean k."""
@@ -143,6 +143,13 @@ class SpendingSearch(OpeningSearch):
             if name in self._k_together:
                 self._k_together[name].zero_()
         super().settle()
+
+    def failure(self) -> str:
+        """Says that even the widest bounds lose too much."""
+        return (
+            f"no bounds keep the accuracy of the validation part within {self._tolerance}; are the model's class "
+            "scores finite on the calibration set?"
+        )
 
     def state(self) -> dict[str, Any]:
         """See :meth:`Search.state`."""
