@@ -77,7 +77,7 @@ def load_images(split: str) -> tuple[Tensor, Tensor]:
     return pixels.float() / 255, torch.tensor([item[0] for item in found])
 
 
-def batches(split: str, size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of a split in mini-batches."""
-    x, y = load_images(split)
+def batches(split: str, size: int = 250, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of a split in mini-batches; one in ``every`` of them."""
+    x, y = (part[::every] for part in load_images(split))
     return zip(x.split(size), y.split(size), strict=True)

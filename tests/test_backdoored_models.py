@@ -27,6 +27,9 @@ LIMITS = {
 IN_INT8 = {("gtsrb_vgg_badnets_target8", "neuron"), ("gtsrb_vgg_trojan_wm_target2", "channel")}
 
 
+EVERY = 4  # of the test images, one in how many goes through the exported files as well
+
+
 class InBoth:
     """The exported file, held to the sanitised model: how often it gives the same class, how far it measures otherwise.
 
@@ -60,11 +63,13 @@ def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runti
     bounds = uf.calibrate(model, gtsrb.batches("calibration"), granularity=granularity)
     x, _ = gtsrb.load_images("test")
     exported = uf.export_onnx(model, bounds, tmp_path / "model.onnx", example_input=x[:8], inspect=True)
-    both = InBoth(uf.sanitize(model, bounds, x[:2], backend="eager"), OnnxRuntimeModel(exported.path))
-    after = uf.evaluate(both, gtsrb.batches("test"), trigger=trigger, target=target)
+    sanitised = uf.sanitize(model, bounds, x[:2], backend="eager")
+    after = uf.evaluate(sanitised, gtsrb.batches("test"), trigger=trigger, target=target)
     assert 100 * after.attack_success_rate <= left
     assert 100 * (benign_before.value - after.benign_accuracy) <= lost
-    assert both.seen == 2 * len(x), "clean and triggered"
+    both = InBoth(sanitised, OnnxRuntimeModel(exported.path))
+    of_some = uf.evaluate(both, gtsrb.batches("test", every=EVERY), trigger=trigger, target=target)
+    assert both.seen == 2 * len(x[::EVERY]), "clean and triggered"
     assert both.agreed >= 0.999 * both.seen
     assert both.furthest <= 1e-3
     if granularity == "neuron":  # of several neurons with one bound a trigger need not drive any beyond it
@@ -76,9 +81,11 @@ def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runti
         integers = uf.export_onnx(
             model, bounds, tmp_path / "int8.onnx", precision="int8", weight_bits=weight_bits(), **options
         )
-        quantised = uf.evaluate(OnnxRuntimeModel(integers.path), gtsrb.batches("test"), trigger=trigger, target=target)
-        assert 100 * abs(quantised.benign_accuracy - after.benign_accuracy) <= 0.5
-        assert 100 * abs(quantised.attack_success_rate - after.attack_success_rate) <= 1.0
+        quantised = uf.evaluate(
+            OnnxRuntimeModel(integers.path), gtsrb.batches("test", every=EVERY), trigger=trigger, target=target
+        )
+        assert 100 * abs(quantised.benign_accuracy - of_some.benign_accuracy) <= 0.5
+        assert 100 * abs(quantised.attack_success_rate - of_some.attack_success_rate) <= 1.0
 
 
 def test_a_clean_model_loses_at_most_a_point():

@@ -22,9 +22,15 @@ def model():
     return randomised(SmallResNet())
 
 
-@pytest.fixture
-def fast(model):
+@pytest.fixture(scope="module")
+def original():
+    model = randomised(SmallResNet())
     return uf.sanitize(model, bounds_of(model, images(2)), images(2), backend="eager")
+
+
+@pytest.fixture
+def fast(original):
+    return copy.deepcopy(original)  # sanitising takes seconds
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 7])
