@@ -1,6 +1,7 @@
 """What every test gains from."""
 
 import functools
+import gc
 import hashlib
 import os
 import random
@@ -15,6 +16,12 @@ import torch
 # Triton decides between compiling and interpreting when a kernel is decorated: this precedes every import of one.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of garbage collection: torch traces with so many objects that it runs often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
