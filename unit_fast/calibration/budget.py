@@ -4,14 +4,16 @@ A tolerance is a share of changed decisions. A decision that was sure and flips 
 inequality no more than KL / ln 2 of them flip: tolerance · ln 2 nats hold the tolerance on samples of which the model
 is sure, as it is of those that it was trained on, whose accuracy says little. A model that is unsure spends nats
 without an error, so that it uses hardly any of the tolerance; its accuracy on samples that it was not trained on does.
+What accuracy holds may cost six times the nats, then: few enough that it is they that end where accuracy says nothing.
 """
 
 from dataclasses import dataclass
-from math import inf, log
+from math import log
 from typing import Literal, NamedTuple, Self
 
 Hold = Literal["divergence", "accuracy"]
 
+_UNSURE = 6.0  # times the nats that a model may spend that is sure of its decisions
 _ROUNDING = 1e-9  # of a difference between two shares, far below that of a sample
 
 
@@ -43,8 +45,8 @@ class Budget:
 
     @classmethod
     def of_accuracy(cls, tolerance: float, accuracy: float) -> Self:
-        """For a model with ``accuracy`` without bounds: the accuracy alone."""
-        return cls(inf, accuracy - tolerance)
+        """For a model with ``accuracy`` without bounds: the accuracy, and six times the divergence."""
+        return cls(_UNSURE * tolerance * log(2), accuracy - tolerance)
 
     def holds(self, verdict: Verdict) -> bool:
         """Whether bounds of this verdict are within the budget."""

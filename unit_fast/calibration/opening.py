@@ -19,7 +19,6 @@ unsure of anyway would otherwise decide for all.
 """
 
 from collections.abc import Callable, Iterator
-from math import isfinite
 from typing import Any
 
 import torch
@@ -131,9 +130,9 @@ class OpeningSearch(Search):
         verdict = self._judge(shift)
         self.best = self._bounds(shift) if self._budget.holds(verdict) else None
         self.validation_accuracy = verdict.accuracy
-        self._context.notes.update(shift=shift, validation_divergence=verdict.divergence)
-        if isfinite(self._budget.divergence):
-            self._context.notes["tolerated_divergence"] = self._budget.divergence
+        self._context.notes.update(
+            shift=shift, validation_divergence=verdict.divergence, tolerated_divergence=self._budget.divergence
+        )
 
     @torch.no_grad()
     def _judge(self, shift: float) -> Verdict:

@@ -2,7 +2,8 @@
 
 It differs from the one that only opens (:mod:`unit_fast.calibration.opening`) in this:
 
-- The validation part's accuracy is what is held, not its divergence (:mod:`unit_fast.calibration.budget`).
+- The validation part's accuracy is what is held. Its divergence may be six times that of the other search
+  (:mod:`unit_fast.calibration.budget`), which ends it where the model knows the validation part by heart.
 - It starts at a divergence of 0.8 times the logarithm of the number of classes (all of that is what an output costs
   that knows nothing), or with every bound at its unit's mean, where that costs less.
 - The loss has a second term, cost · mean k. The cost starts when the bounds are first within the tolerance; from then
@@ -144,13 +145,6 @@ class SpendingSearch(OpeningSearch):
                 self._k_together[name].zero_()
         super().settle()
 
-    def failure(self) -> str:
-        """Says that even the widest bounds lose too much."""
-        return (
-            f"no bounds keep the accuracy of the validation part within {self._tolerance}; are the model's class "
-            "scores finite on the calibration set?"
-        )
-
     def state(self) -> dict[str, Any]:
         """See :meth:`Search.state`."""
         together = {name: k.detach() for name, k in self._k_together.items()}
@@ -188,7 +182,7 @@ def _require_accuracy(accuracy: float, tolerance: float, of_one_class: float) ->
 def _warn_of_training_samples(count: int) -> None:
     warnings.warn(
         f"the model gets all {count} samples for validation right; if it was trained on them, more accuracy than is "
-        "tolerated goes on others: give samples that it was not trained on, or hold the divergence instead",
+        "tolerated may go on others: give samples that it was not trained on, or hold the divergence instead",
         UnitFastWarning,
         stacklevel=8,  # of whoever called calibrate
     )

@@ -29,9 +29,10 @@ class Unit(Method):
         tolerance: accuracy one is ready to lose on clean data that was not seen, as a share in (0, 1).
         hold: by what the tolerance is held, on the validation part. "divergence" from the original model's outputs, the
             default recipe's own: safe with samples that the model was trained on, and on models that are unsure it
-            spends hardly any of the tolerance. "accuracy": the tolerance is spent, which removes more
-            (:mod:`unit_fast.calibration.spending`); for samples, with labels, that the model was not trained on;
-            without labels it is the share of decisions that stay. The paper's recipe has the accuracy only.
+            spends hardly any of the tolerance. "accuracy": the tolerance is spent, for at most six times that
+            divergence, which removes more (:mod:`unit_fast.calibration.spending`); for samples, with labels, that the
+            model was not trained on; without labels it is the share of decisions that stay. The paper's recipe has the
+            accuracy only.
         recipe: "default", see :mod:`unit_fast.calibration.opening`, or "paper", the search as published, see
             :mod:`unit_fast.calibration.paper`.
         steps: of the optimiser; None takes the recipe's (paper: 300).
