@@ -73,7 +73,7 @@ def test_the_backdoor_is_gone_and_the_accuracy_is_not_in_torch_and_in_onnx_runti
     assert both.agreed >= 0.999 * both.seen
     assert both.furthest <= 1e-3
     if granularity == "neuron":  # of several neurons with one bound a trigger need not drive any beyond it
-        (excess,) = after.detection
+        excess = next(found for found in after.detection if found.measure == "excess")
         assert excess.auroc >= 0.95
 
     if (name, granularity) in IN_INT8:
