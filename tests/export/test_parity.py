@@ -174,6 +174,20 @@ def test_the_rounding_is_the_larger_of_two_orders_of_summation() -> None:
     assert case.rounding["output output"] >= max(errors.values())
 
 
+def test_a_reference_that_rounds_nothing_excuses_one_rounding_of_what_arrives_at_a_clamp() -> None:
+    # What leaves it may be (1 + x) - 1 in the file, however lucky torch is: that is off by half an ulp of x.
+    images = torch.tensor([[0.75, 3.0], [0.5, 0.25]])
+    graph = flatten_graph(insert_bounds(capture(nn.Sequential(nn.ReLU()), images), {"0": torch.tensor(1.5)}), images)
+
+    cases = reference_cases(graph, ["0"], None).cases
+
+    assert {case.name for case in cases} == {"ordinary", "×10", "×100"}
+    for case in cases:
+        arriving = max(other.inputs[0].abs().max().item() for other in cases if other.name == case.name)
+        assert 2**-25 * arriving <= case.rounding["site 0"] <= 2**-24 * arriving
+        assert case.rounding["output output"] == 0
+
+
 def test_no_rounding_of_the_reference_excuses_more_than_the_ceiling() -> None:
     # A reference that draws random numbers would differ from itself in float64 by as much as one likes.
     expected = torch.tensor([[1.0, 2.0]])
