@@ -24,12 +24,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Before a module is imported: the same random weights of layers that its parameters hold."""
+    if isinstance(collector, pytest.Module):
+        _seed()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Before the fixtures of every test: the same random numbers, whatever ran before in this process."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    _seed()
     _read_onnxscript_once()
 
 
@@ -47,6 +51,12 @@ def nothing_remembered(monkeypatch: pytest.MonkeyPatch, remembered: Path, reques
     """No test finds what another has measured."""
     own = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
     monkeypatch.setenv("UNIT_FAST_CACHE", str(remembered / own))
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def _read_onnxscript_once() -> None:
