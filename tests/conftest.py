@@ -3,9 +3,12 @@
 import functools
 import gc
 import hashlib
+import importlib
+import logging
 import os
 import random
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +20,23 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# torch writes down what it traces, in full, for whoever listens; pytest listens to loggers that keep to themselves.
+logging.getLogger("torch.__trace").propagate = True
+
+
+def pytest_sessionstart() -> None:
+    """Spare torch.export what it works out again in every capture, and there are thousands of them."""
+    _materialise_operators_once()
+    # It subscripts Callable for each of ten thousand entries that it makes and takes back; typing's remembers them.
+    if hasattr(torch._ops, "Callable"):
+        torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]
+
 
 def pytest_collection_finish() -> None:
     """Leave what has been imported out of garbage collection: torch traces with so many objects that it runs often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
@@ -51,6 +66,17 @@ def nothing_remembered(monkeypatch: pytest.MonkeyPatch, remembered: Path, reques
     """No test finds what another has measured."""
     own = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
     monkeypatch.setenv("UNIT_FAST_CACHE", str(remembered / own))
+
+
+def _materialise_operators_once() -> None:
+    """Let torch.export ask for the operators of torch once: it asks 27 times a capture, for those that tests add.
+
+    Those are called, and so found, anyway. Where torch keeps the question elsewhere, captures are as slow as ever.
+    """
+    utils = importlib.import_module("torch._export.utils")
+    question = "_materialize_cpp_cia_ops"
+    if hasattr(utils, question):
+        setattr(utils, question, functools.cache(getattr(utils, question)))
 
 
 def _seed() -> None:
