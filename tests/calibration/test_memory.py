@@ -20,7 +20,7 @@ model = nn.Sequential(
 
 def loader(count):
     for _ in range(count // 50):
-        yield torch.randn(50, 3, 32, 32), torch.arange(50) % 10
+        yield torch.randn(50, 3, 16, 16), torch.arange(50) % 10
 
 for count, holds in ((500, iter), (500, iter), (5000, iter), (5000, list)):
     open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
@@ -39,5 +39,5 @@ def test_peak_memory_does_not_grow_with_the_samples(method: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     _, few, many, held = (int(line) / 1024 for line in done.stdout.split())
     assert many - few < 4, f"{few:.1f} MiB at 500 samples, {many:.1f} MiB at 5,000"
-    # The first calibration loads code. The measurement sees 5,000 samples of 12 KiB that are held, 59 MiB.
-    assert held - many > 40
+    # The first calibration loads code. The measurement sees 5,000 samples of 3 KiB that are held, 15 MiB.
+    assert held - many > 10
